@@ -1,0 +1,208 @@
+"""What a technique is: a frozen value whose fields are its settings and whose hooks apply them.
+
+A file in this folder declares one subclass of `Technique`. Every hook has a default that does
+nothing, so a file overrides only the hooks it needs. Hooks import torch inside their bodies: the
+module itself stays light, because suites are checked without loading torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    from tradebench.trial import Trial
+
+
+class Stage(IntEnum):
+    """The one order in which techniques are applied, whatever order a suite names them in.
+
+    Weights are pruned and factored while they are dense, then quantized; adapters wrap what is
+    left; recomputation wraps layers before sharding wraps them again.
+    """
+
+    LOAD = 0
+    PRUNE = 1
+    FACTOR = 2
+    QUANTIZE = 3
+    ADAPT = 4
+    OPTIMIZER = 5
+    RECOMPUTE = 6
+    SHARD = 7
+    FEED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRequest:
+    """How a model is to be loaded, before any weight exists.
+
+    `dtype` is what parameters are stored in, `compute_dtype` what matrix products run in.
+    `dense_first` says that a technique before quantization needs dense weights, so nothing may be
+    quantized while loading.
+    """
+
+    device: str
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    dense_first: bool = False
+    quantization: QuantizationConfigMixin | None = None
+
+
+class Optimizer(Protocol):
+    """What the training loop asks of an optimizer; a technique may wrap it."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of `loss`."""
+
+    def step(self) -> None:
+        """Update the trainable parameters."""
+
+    def zero_grad(self) -> None:
+        """Drop the gradients, freeing their memory."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this learning rate from the next step on."""
+
+    def state_tensors(self) -> Iterator[Tensor]:
+        """Every tensor held between steps."""
+
+
+if TYPE_CHECKING:
+    Batch = Mapping[str, Tensor]
+    OptimizerFactory = Callable[[nn.Module], Optimizer]
+    LossFunction = Callable[[nn.Module, Batch], Tensor]
+    Effect = dict[str, Any]
+
+
+class Technique(BaseModel):
+    """One way of saving memory, with its settings as fields.
+
+    Class attributes: `slot` is the grid key it fills (at most one technique per slot and point),
+    `stage` its place in the order, `axis` its headline setting, `cite` the paper or library it
+    comes from. `exact` promises that the loss does not change by a single bit. `cuda_only` holds
+    the sentence that says why it cannot run on a CPU, where it cannot.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slot: ClassVar[str]
+    stage: ClassVar[Stage]
+    axis: ClassVar[str]
+    cite: ClassVar[str]
+    exact: ClassVar[bool] = False
+    cuda_only: ClassVar[str | None] = None
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    method: str
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """The method names that this class implements, the default first where it has one."""
+        return tuple(get_args(cls.model_fields["method"].annotation))
+
+    @classmethod
+    def version(cls) -> str:
+        """A digest of the technique's source file: a change there makes old results stale."""
+        return _source_digest(inspect.getfile(cls))
+
+    @classmethod
+    def touches(cls) -> tuple[str, ...]:
+        """The hooks that this class overrides, in the order they are called."""
+        return tuple(hook for hook in HOOKS if getattr(cls, hook) is not getattr(Technique, hook))
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON, `method` first."""
+        return self.model_dump(mode="json")
+
+    @property
+    def label(self) -> str:
+        """A few words for tables: the method and, where it has one, the headline setting."""
+        value = getattr(self, self.axis)
+        return self.method if self.axis == "method" else f"{self.method} {self.axis} {value:g}"
+
+    # Before torch is imported.
+
+    def conflicts(self, trial: Trial) -> list[str]:
+        """Why this technique cannot be part of the trial: full sentences, each with a remedy."""
+        return []
+
+    def cautions(self, trial: Trial) -> list[str]:
+        """What a reader of this trial's numbers must know; the trial still runs."""
+        return []
+
+    # In the worker, in stage order.
+
+    def load(self, request: LoadRequest) -> LoadRequest:
+        """Change how the model will be loaded."""
+        return request
+
+    def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
+        """Change the loaded model; `request` says how it was loaded."""
+        return model
+
+    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
+        """Change how the optimizer is made from the model."""
+        return factory
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Change the stream of training batches."""
+        return batches
+
+    def loss(self, function: LossFunction) -> LossFunction:
+        """Change how the summed loss of a batch is computed."""
+        return function
+
+    def forward(self) -> AbstractContextManager[object]:
+        """What surrounds every forward pass, in training and in evaluation."""
+        return nullcontext()
+
+    def stepped(self, model: nn.Module) -> None:
+        """Run after each optimizer step."""
+
+    def trained(self, model: nn.Module) -> nn.Module:
+        """Change the model once training is over, before it is evaluated."""
+        return model
+
+    def effect(self, model: nn.Module) -> Effect:
+        """Count what the technique really changed on the model as it is now.
+
+        Raises:
+            ContradictionError: what is found contradicts the settings.
+        """
+        return {}
+
+
+HOOKS = (
+    "conflicts",
+    "load",
+    "model",
+    "optimizer",
+    "batches",
+    "loss",
+    "forward",
+    "stepped",
+    "trained",
+    "effect",
+)
+
+
+class ContradictionError(Exception):
+    """A technique's effect contradicts its settings: the trial must not be reported as valid."""
+
+
+@lru_cache
+def _source_digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

@@ -1,0 +1,163 @@
+"""A trial: one model, one budget, one evaluation and the techniques of one point of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tradebench.result import digest
+from tradebench.techniques import Stage, Technique
+
+T = TypeVar("T", bound=Technique)
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Settings):
+    """Which model, and where its weights come from.
+
+    `name` is `reference` (the project's own small Llama), a Hub id, or the path of a local
+    folder; `config` names a shape that tradebench ships (llama-3.3-70b …) or a folder with a
+    config.json. `weights: random` fills that shape with random values: memory and step time are
+    true, accuracy is refused.
+    """
+
+    name: str = Field(description="reference, a Hub id, or a local path")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
+    config: str | None = Field(None, description="a shipped shape or a folder with config.json")
+    weights: Literal["hub", "random"] = Field("hub", description="real weights, or random values")
+
+
+class FileData(Settings):
+    """A local JSONL file: rows of {"messages": [...]}, {"prompt", "answer"} or {"text"}."""
+
+    file: str
+
+
+class HubData(Settings):
+    """A data set of the Hub with the same columns as a local file."""
+
+    hub: str
+    revision: str | None = None
+    name: str | None = None
+    split: str = "train"
+
+
+class Budget(Settings):
+    """How much training, and on what; one optimizer step sees batch x accumulation sequences.
+
+    `warmup` counts the first steps, which train like all others and are left out of the timing.
+    `data: random` draws full-length sequences of random tokens.
+    """
+
+    steps: int = Field(20, ge=1)
+    warmup: int = Field(5, ge=0, description="first steps that are left out of the timing")
+    batch: int = Field(1, ge=1, description="sequences per micro-batch")
+    sequence: int = Field(512, ge=2, description="longest sequence in tokens; longer ones are cut")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    learning_rate: float = Field(2e-4, gt=0)
+    schedule: Literal["linear", "constant"] = Field(
+        "linear", description="linear decays to zero over the steps"
+    )
+    seed: int = Field(0, ge=0)
+    data: Literal["reference", "random"] | FileData | HubData = "reference"
+
+
+class Evaluate(Settings):
+    """What lm-eval is asked to do before and after training; all of it is part of the trial's id.
+
+    `limit` takes the first items of each task, `batch_size` is fixed because scores depend on it.
+    """
+
+    tasks: tuple[str, ...] = ()
+    limit: int | None = Field(None, ge=1, description="items per task; all when absent")
+    num_fewshot: int | None = Field(None, ge=0, description="the task's own number when absent")
+    chat_template: bool = False
+    batch_size: int = Field(16, ge=1)
+    max_length: int | None = Field(None, ge=2, description="the model's own limit when absent")
+    seed: int = Field(1234, ge=0)
+
+
+class Trial(BaseModel):
+    """One point of a suite. `techniques` are kept in stage order, at most one per slot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+
+    model: Model
+    budget: Budget = Budget()
+    evaluate: Evaluate = Evaluate()
+    techniques: tuple[Technique, ...] = ()
+
+    def model_post_init(self, context: object, /) -> None:
+        """Bring the techniques into stage order, so that equal points are equal values."""
+        ordered = tuple(sorted(self.techniques, key=lambda part: (part.stage, part.slot)))
+        slots = [part.slot for part in ordered]
+        if len(set(slots)) < len(slots):
+            raise ValueError(f"a slot is filled twice: {', '.join(slots)}")
+        object.__setattr__(self, "techniques", ordered)
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Slot to the settings of its technique."""
+        return {part.slot: part.settings() for part in self.techniques}
+
+    @cached_property
+    def id(self) -> str:
+        """Twelve digits that name model, budget, evaluation and techniques together."""
+        return digest(self.payload())
+
+    @property
+    def label(self) -> str:
+        """What people read: the techniques in order, or `baseline` where there are none."""
+        return " + ".join(part.label for part in self.techniques) or "baseline"
+
+    def payload(self) -> dict[str, Any]:
+        """Everything that the id is made of, as JSON."""
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "budget": self.budget.model_dump(mode="json"),
+            "evaluate": self.evaluate.model_dump(mode="json"),
+            "settings": self.settings,
+        }
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> Trial:
+        """The trial that `payload` describes."""
+        from tradebench.techniques import catalogue
+
+        return cls(
+            model=Model.model_validate(payload["model"]),
+            budget=Budget.model_validate(payload["budget"]),
+            evaluate=Evaluate.model_validate(payload["evaluate"]),
+            techniques=tuple(
+                catalogue()[slot][fields["method"]].model_validate(fields)
+                for slot, fields in payload["settings"].items()
+            ),
+        )
+
+    def find(self, kind: type[T]) -> T | None:
+        """The trial's technique of this class, if it has one."""
+        return next((part for part in self.techniques if isinstance(part, kind)), None)
+
+    def method(self, slot: str) -> str | None:
+        """The method that fills `slot`, or None where the slot is off."""
+        return next((part.method for part in self.techniques if part.slot == slot), None)
+
+    def between(self, first: Stage, last: Stage) -> Iterator[Technique]:
+        """The techniques of these stages, both included, in order."""
+        return (part for part in self.techniques if first <= part.stage <= last)
+
+    def conflicts(self) -> tuple[str, ...]:
+        """Every reason why this point is illegal; empty where it can run."""
+        return tuple(reason for part in self.techniques for reason in part.conflicts(self))
+
+    def cautions(self) -> tuple[str, ...]:
+        """What a reader of this point's numbers must know."""
+        return tuple(note for part in self.techniques for note in part.cautions(self))
