@@ -62,7 +62,12 @@ class LoadRequest:
 
 
 class Optimizer(Protocol):
-    """What the training loop asks of an optimizer; a technique may wrap it."""
+    """What the training loop asks of an optimizer; a technique may wrap it.
+
+    `inner` is the torch optimizer that finally steps.
+    """
+
+    inner: torch.optim.Optimizer
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of `loss`."""
@@ -81,10 +86,27 @@ class Optimizer(Protocol):
 
 
 if TYPE_CHECKING:
+    # input_ids, labels (IGNORED where a token carries no loss) and attention_mask (1 for real
+    # tokens), each of shape (sequences, tokens); a technique may add inputs of the model.
     Batch = Mapping[str, Tensor]
     OptimizerFactory = Callable[[nn.Module], Optimizer]
     LossFunction = Callable[[nn.Module, Batch], Tensor]
     Effect = dict[str, Any]
+
+
+IGNORED = -100  # the label of a token that carries no loss, as everywhere in torch
+
+
+def model_inputs(batch: Batch) -> dict[str, Tensor]:
+    """What of a batch the model is given.
+
+    Batches are padded on the right and labels of padding are ignored: under a causal mask no real
+    token sees the padding, so the model needs no attention mask and attention keeps its fast path.
+    """
+    return {name: value for name, value in batch.items() if name not in BOOKKEEPING}
+
+
+BOOKKEEPING = ("labels", "attention_mask")
 
 
 class Technique(BaseModel):
@@ -165,8 +187,8 @@ class Technique(BaseModel):
         """Change how the summed loss of a batch is computed."""
         return function
 
-    def forward(self) -> AbstractContextManager[object]:
-        """What surrounds every forward pass, in training and in evaluation."""
+    def forward(self, device: str) -> AbstractContextManager[object]:
+        """What surrounds every forward pass on `device` (cpu, cuda), in training and evaluation."""
         return nullcontext()
 
     def stepped(self, model: nn.Module) -> None:
@@ -177,7 +199,7 @@ class Technique(BaseModel):
         return model
 
     def effect(self, model: nn.Module) -> Effect:
-        """Count what the technique really changed on the model as it is now.
+        """Count what the technique really changed, once training is over and before `trained`.
 
         Raises:
             ContradictionError: what is found contradicts the settings.

@@ -1,0 +1,1 @@
+"""What a trial does: build the model, compress it, evaluate, train, evaluate again."""

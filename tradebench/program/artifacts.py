@@ -1,0 +1,77 @@
+"""What a trial leaves beside its Result: every test item's outcome, and evaluations to share."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tradebench.program.evaluation import Scores
+from tradebench.result import Measurement, digest
+from tradebench.techniques import Stage
+from tradebench.trial import Trial
+
+
+def write_items(directory: Path, name: str, items: Iterable[Mapping[str, Any]]) -> str:
+    """Write one line per item to `directory`/items/`name`.jsonl.gz; the path is relative to it."""
+    relative = f"items/{name}.jsonl.gz"
+    lines = "".join(json.dumps(item, sort_keys=True) + "\n" for item in items)
+    # No time stamp: equal outcomes give equal files.
+    _write(directory / relative, gzip.compress(lines.encode(), mtime=0))
+    return relative
+
+
+class SharedScores:
+    """The evaluation of a compressed model before training, made once for all who share it.
+
+    Trials share it when everything up to quantization is equal: model, evaluation, techniques and
+    their code, and the libraries that score.
+    """
+
+    def __init__(self, directory: Path, trial: Trial) -> None:
+        parts = list(trial.between(Stage.LOAD, Stage.QUANTIZE))
+        key = digest(
+            {
+                "model": trial.model.model_dump(mode="json"),
+                "evaluate": trial.evaluate.model_dump(mode="json"),
+                "settings": {part.slot: [part.settings(), part.version()] for part in parts},
+                "libraries": [
+                    version(name) for name in ("torch", "transformers", "lm_eval", "bitsandbytes")
+                ],
+            }
+        )
+        self.directory = directory
+        self.path = directory / "before" / f"{key}.json"
+
+    def read(self) -> tuple[dict[str, Measurement], str] | None:
+        """The measurements and the path of the items; None where nobody has evaluated it yet."""
+        if not self.path.exists():
+            return None
+        found = json.loads(self.path.read_text())
+        if not (self.directory / found["items"]).exists():
+            return None
+        return {
+            name: Measurement.model_validate(value) for name, value in found["measurements"].items()
+        }, found["items"]
+
+    def write(self, scores: Scores, items: str) -> None:
+        """Leave the scores for the trials to come."""
+        measurements = {
+            name: value.model_dump(mode="json") for name, value in scores.measurements.items()
+        }
+        _write(self.path, json.dumps({"measurements": measurements, "items": items}).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,179 @@
+"""The training loop: it names no technique."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tradebench.result import DivergedError
+from tradebench.techniques import Optimizer, Technique
+from tradebench.techniques.protocol import IGNORED, model_inputs
+from tradebench.trial import Budget
+from tradebench.worlds.meters import Meter
+
+if TYPE_CHECKING:
+    from tradebench.techniques.protocol import Batch, LossFunction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What training left behind: the loss and the tokens, padding left out, of every step."""
+
+    losses: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterator[Batch],
+    budget: Budget,
+    techniques: Sequence[Technique],
+    meter: Meter,
+    listen: Callable[[int], None],
+) -> Training:
+    """Take the budget's steps; the loss is the mean over the answer tokens of the whole batch.
+
+    Raises:
+        DivergedError: a loss was NaN or infinite.
+    """
+    losses: list[float] = []
+    tokens: list[int] = []
+    loss: LossFunction = summed_loss
+    for part in techniques:
+        loss = part.loss(loss)
+    for step in range(budget.steps):
+        with meter.step():
+            micro = [next(batches) for _ in range(budget.accumulation)]
+            optimizer.set_learning_rate(learning_rate(budget, step))
+            losses.append(accumulate(model, optimizer, micro, loss, techniques, meter))
+            with meter.part("optimizer"):
+                optimizer.step()
+                for part in techniques:
+                    part.stepped(model)
+            meter.holds("optimizer", optimizer.state_tensors())
+            optimizer.zero_grad()
+        tokens.append(sum(int(batch["attention_mask"].sum()) for batch in micro))
+        if not math.isfinite(losses[-1]):
+            raise DivergedError(f"the loss became {losses[-1]} at step {step + 1}")
+        listen(step + 1)
+    return Training(losses=tuple(losses), tokens=tuple(tokens))
+
+
+def probe(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    techniques: Sequence[Technique],
+    meter: Meter,
+) -> None:
+    """Run forward and backward over the longest batch and drop the gradients: no weight moves.
+
+    Twenty steps rarely meet the longest batch of a data set; this one foresees its memory. The
+    optimizer's own step does not depend on the batch.
+    """
+    loss: LossFunction = summed_loss
+    for part in techniques:
+        loss = part.loss(loss)
+    accumulate(model, optimizer, [batch], loss, techniques, meter)
+    optimizer.zero_grad()
+
+
+def accumulate(
+    model: nn.Module,
+    optimizer: Optimizer,
+    micro: Sequence[Batch],
+    loss: LossFunction,
+    techniques: Sequence[Technique],
+    meter: Meter,
+) -> float:
+    """Add up the gradients of the micro-batches and return their loss.
+
+    Every micro-batch is divided by the answer tokens of all of them together, so the gradient is
+    that of the whole batch however unevenly the tokens fall.
+    """
+    count = sum(answer_tokens(batch) for batch in micro)
+    total = 0.0
+    for batch in micro:
+        with meter.part("forward"), surrounding(techniques, batch["input_ids"].device.type):
+            value = loss(model, batch) / count
+        with meter.part("backward"):
+            optimizer.backward(value)
+        total += float(value.detach())
+    return total
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy in fp32, summed over the answer tokens of a batch.
+
+    Logits have shape (sequences, tokens, vocabulary); each predicts the next token's label.
+    """
+    logits = model(**model_inputs(batch), use_cache=False).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    return cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def answer_tokens(batch: Batch) -> int:
+    """Tokens of a batch that carry loss: those with a label, after the shift by one."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def learning_rate(budget: Budget, step: int) -> float:
+    """The learning rate of a step, counted from 0."""
+    if budget.schedule == "constant":
+        return budget.learning_rate
+    return budget.learning_rate * (1 - step / budget.steps)
+
+
+@contextmanager
+def surrounding(techniques: Iterable[Technique], device: str) -> Iterator[None]:
+    """Every technique's context around a forward pass."""
+    with ExitStack() as stack:
+        for part in techniques:
+            stack.enter_context(part.forward(device))
+        yield
+
+
+class AdamW:
+    """AdamW in torch's fused implementation on every device.
+
+    torch picks another implementation on CPU than on CUDA unless told, and their memory peaks
+    differ by a quarter; naming one keeps every world comparable. No weight decay.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.inner: torch.optim.Optimizer = torch.optim.AdamW(
+            trainable, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of `loss`."""
+        loss.backward()
+
+    def step(self) -> None:
+        """Update the trainable parameters."""
+        self.inner.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients, freeing their memory."""
+        self.inner.zero_grad(set_to_none=True)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this learning rate from the next step on."""
+        for group in self.inner.param_groups:
+            group["lr"] = learning_rate
+
+    def state_tensors(self) -> Iterator[Tensor]:
+        """Both moments and the step counter of every parameter."""
+        for state in self.inner.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))

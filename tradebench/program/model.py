@@ -1,0 +1,131 @@
+"""From a trial's model settings to a transformers model on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from tradebench import configs, reference
+from tradebench.errors import UserError
+from tradebench.techniques import LoadRequest, Stage
+from tradebench.trial import Model, Trial
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def plan_loading(trial: Trial, device: str) -> LoadRequest:
+    """What every technique together asks of the loading, in stage order."""
+    compressing = list(trial.between(Stage.PRUNE, Stage.FACTOR))
+    request = LoadRequest(
+        device=device,
+        dtype=torch.float32,
+        compute_dtype=torch.float32,
+        # There is no checkpoint to quantize from while loading random weights.
+        dense_first=bool(compressing) or trial.model.weights == "random",
+    )
+    for part in trial.techniques:
+        request = part.load(request)
+    return request
+
+
+def load_model(model: Model, request: LoadRequest) -> nn.Module:
+    """The model in training mode, on the device, all parameters trainable where they can be.
+
+    Raises:
+        UserError: the model cannot be found or read.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    loaded: nn.Module = (
+        _random_weights(model, request)
+        if model.weights == "random"
+        else _real_weights(model, request)
+    )
+    # A cache of keys and values is useless in training, and with packed sequences it leaks one
+    # sequence into the next; generation switches its own on.
+    loaded.config.use_cache = False  # type: ignore[union-attr]  # transformers' config
+    loaded.train()
+    return loaded
+
+
+def _random_weights(model: Model, request: LoadRequest) -> Any:
+    config = _config(model)
+    with torch.device(request.device):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=request.dtype, attn_implementation="sdpa"
+        )
+
+
+def _real_weights(model: Model, request: LoadRequest) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source(model),
+            revision=model.revision or "main",
+            dtype=request.dtype,
+            device_map={"": request.device},
+            quantization_config=request.quantization,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except OSError as error:
+        raise UserError(f"cannot load model {model.name}: {_first_line(error)}") from error
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer; None where only a shape was given, which needs random data.
+
+    Raises:
+        UserError: the tokenizer cannot be found or read.
+    """
+    if model.weights == "random":
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source(model), revision=model.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the tokenizer of {model.name}: {_first_line(error)}"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def vocabulary(model: Model) -> int:
+    """Number of tokens that the model knows."""
+    return int(_config(model).vocab_size)
+
+
+def longest_input(model: Model) -> int:
+    """Number of positions that the model was made for."""
+    return int(_config(model).max_position_embeddings)
+
+
+def _config(model: Model) -> Any:
+    if model.weights == "random":
+        return AutoConfig.from_pretrained(configs.path(model.config or model.name))
+    try:
+        return AutoConfig.from_pretrained(
+            source(model), revision=model.revision or "main", trust_remote_code=False
+        )
+    except OSError as error:
+        raise UserError(f"cannot load model {model.name}: {_first_line(error)}") from error
+
+
+def source(model: Model) -> str:
+    """Where transformers finds it: a local folder, or a Hub id."""
+    if model.name == "reference":
+        return str(reference.CHECKPOINT)
+    local = Path(model.name).expanduser()
+    return str(local) if local.is_dir() else model.name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,132 @@
+"""The trial program: load, compress, evaluate, fine-tune, evaluate. It names no technique."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tradebench.program import data
+from tradebench.program.evaluation import Evaluator
+from tradebench.program.loop import AdamW, Training, probe, train
+from tradebench.program.model import (
+    load_model,
+    load_tokenizer,
+    longest_input,
+    plan_loading,
+    vocabulary,
+)
+from tradebench.result import Phase
+from tradebench.techniques import LoadRequest, Optimizer, Stage
+from tradebench.trial import Trial
+from tradebench.worlds.meters import Meter
+
+if TYPE_CHECKING:
+    from tradebench.techniques.protocol import OptimizerFactory
+
+Enter = Callable[[Phase], AbstractContextManager[Callable[[int], None]]]
+Judge = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What every pass over a trial shares: everything but the model."""
+
+    device: str
+    request: LoadRequest
+    examples: Sequence[data.Example]
+    padding: int
+    evaluator: Evaluator | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """Who looks at the model: before training, once it is trained, and after training."""
+
+    before: Judge
+    trained: Judge
+    after: Judge
+
+
+def prepare(trial: Trial) -> Materials:
+    """Read the tokenizer, the training data and the tasks.
+
+    Raises:
+        UserError: one of them cannot be found or read.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(trial.model)
+    evaluator = None
+    if trial.evaluate.tasks and tokenizer is not None:
+        evaluator = Evaluator(trial.evaluate, tokenizer, longest_input(trial.model))
+    padding = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return Materials(
+        device=device,
+        request=plan_loading(trial, device),
+        examples=data.load_examples(trial.budget, tokenizer, vocabulary(trial.model)),
+        padding=padding,
+        evaluator=evaluator,
+    )
+
+
+def perform(
+    trial: Trial,
+    materials: Materials,
+    *,
+    seed: int,
+    meter: Meter,
+    enter: Enter,
+    judges: Judges,
+) -> Training:
+    """Go through the whole trial once, telling `meter` where it is.
+
+    `enter` announces each phase to whoever watches and takes the steps done inside it.
+    """
+    techniques, request = trial.techniques, materials.request
+    with enter("load"), meter.phase("load"):
+        torch.manual_seed(seed)
+        model = load_model(trial.model, request)
+    with enter("compress"), meter.phase("compress"):
+        for part in trial.between(Stage.LOAD, Stage.QUANTIZE):
+            model = part.model(model, request)
+    if materials.evaluator is not None:
+        with enter("evaluate_before"), meter.phase("evaluate_before"):
+            judges.before(model)
+    with enter("train") as listen, meter.phase("train"):
+        torch.manual_seed(seed)
+        for part in trial.between(Stage.ADAPT, Stage.FEED):
+            model = part.model(model, request)
+        meter.holds("weights", model.parameters())
+        optimizer = make_optimizer(trial, model)
+        meter.holds("weights", model.buffers())
+        meter.trains(parameter for parameter in model.parameters() if parameter.requires_grad)
+        stream = data.batches(
+            materials.examples, trial.budget, materials.padding, seed, materials.device
+        )
+        for part in techniques:
+            stream = part.batches(stream)
+        training = train(model, optimizer, stream, trial.budget, techniques, meter, listen)
+        longest = data.longest_batch(
+            materials.examples, trial.budget, materials.padding, materials.device
+        )
+        probe(model, optimizer, longest, techniques, meter)
+    del optimizer, stream, longest
+    judges.trained(model)
+    if materials.evaluator is not None:
+        with enter("evaluate_after"), meter.phase("evaluate_after"):
+            for part in techniques:
+                model = part.trained(model)
+            judges.after(model)
+    return training
+
+
+def make_optimizer(trial: Trial, model: nn.Module) -> Optimizer:
+    """AdamW over what trains, as the trial's techniques change it."""
+    factory: OptimizerFactory = AdamW
+    for part in trial.techniques:
+        factory = part.optimizer(factory)
+    return factory(model)

@@ -1,0 +1,76 @@
+"""Gradient checkpointing: drop activations on the way forward, recompute them on the way back.
+
+A recomputed layer keeps its input only and pays one more forward pass of itself, about a third of
+the step when all layers do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.targets import decoder_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tradebench.techniques.protocol import Effect
+
+
+class Checkpointing(Technique):
+    """Recomputes a fraction of the decoder layers, spread evenly over the depth."""
+
+    slot, stage, axis = "checkpointing", Stage.RECOMPUTE, "ratio"
+    cite = "Chen et al. 2016, arXiv:1604.06174"
+    exact = True
+
+    method: Literal["full"] = "full"
+    ratio: float = Field(1.0, gt=0, le=1, description="share of decoder layers recomputed")
+
+    @property
+    def label(self) -> str:
+        """`checkpointing 0.5`."""
+        return f"checkpointing {self.ratio:g}"
+
+    def recomputed(self, layers: int) -> set[int]:
+        """Which of so many layers are recomputed: at least one, spread evenly."""
+        count = max(1, round(self.ratio * layers))
+        return {index * layers // count for index in range(count)}
+
+    def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
+        """Switch recomputation on for the chosen layers and count the recomputations."""
+        # Installs the checkpoint function on every layer; which of them use it is set below.
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        layers = decoder_layers(model)
+        chosen = self.recomputed(len(layers))
+        for index, layer in enumerate(layers):
+            layer.gradient_checkpointing = index in chosen  # type: ignore[assignment]  # a flag
+            attention = layer.get_submodule("self_attn")
+            attention.recomputations = 0  # type: ignore[assignment]  # a counter
+            # transformers checkpoints a layer's forward and leaves its hooks outside, so the count
+            # is taken one level down.
+            attention.register_forward_pre_hook(_count_recomputation)
+        return model
+
+    def effect(self, model: nn.Module) -> Effect:
+        """Count the layers that really ran forward again inside a backward pass."""
+        layers = decoder_layers(model)
+        attentions = [layer.get_submodule("self_attn") for layer in layers]
+        counts = [int(attention.recomputations) for attention in attentions]  # type: ignore[arg-type]
+        found = {index for index, count in enumerate(counts) if count}
+        if found != self.recomputed(len(layers)):
+            raise ContradictionError(
+                f"checkpointing ratio {self.ratio:g} was asked for, but layers {sorted(found)} of "
+                f"{len(layers)} were recomputed"
+            )
+        return {"layers": len(found), "recomputations": sum(counts)}
+
+
+def _count_recomputation(module: nn.Module, inputs: object) -> None:
+    """Count a forward pass that happens while a backward pass is running."""
+    import torch
+
+    if torch._C._current_graph_task_id() != -1:  # the test that torch.utils.checkpoint uses
+        module.recomputations += 1  # type: ignore[operator, assignment]  # a counter

@@ -1,0 +1,102 @@
+"""Magnitude pruning: zero the smallest weights of every matrix and keep them zero.
+
+A pruned dense matrix saves no memory: this measures what sparsity costs in accuracy, which is the
+price of any format that would save the bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.targets import decoder_linears
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
+    from tradebench.trial import Trial
+
+TOLERANCE = 0.005  # share of weights: k is rounded down in each matrix
+
+
+class Magnitude(Technique):
+    """Zeroes the `sparsity` smallest weights of each decoder matrix; the mask holds in training."""
+
+    slot, stage, axis = "pruning", Stage.PRUNE, "sparsity"
+    cite = "Han et al. 2015, arXiv:1506.02626"
+
+    method: Literal["magnitude"] = "magnitude"
+    sparsity: float = Field(0.5, gt=0, lt=1, description="share of weights set to zero")
+
+    @property
+    def label(self) -> str:
+        """`magnitude 50%`."""
+        return f"{self.method} {self.sparsity:.0%}"
+
+    def cautions(self, trial: Trial) -> list[str]:
+        """Zeros in a dense matrix take as many bytes as any other number."""
+        return ["pruned weights are stored densely: sparsity costs accuracy here and saves 0 bytes"]
+
+    def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
+        """Zero the smallest weights of each decoder matrix, in place."""
+        import torch
+
+        for _, linear in decoder_linears(model):
+            weight = linear.weight.data
+            count = int(weight.numel() * self.sparsity)
+            smallest = weight.abs().flatten().topk(count, largest=False, sorted=False).indices
+            weight.view(-1)[smallest] = torch.zeros((), dtype=weight.dtype, device=weight.device)
+        return model
+
+    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
+        """Hold the zeros of every matrix that trains; a frozen base needs no mask."""
+
+        def make(model: nn.Module) -> Optimizer:
+            for _, linear in decoder_linears(model):
+                if linear.weight.requires_grad:
+                    linear.register_buffer("pruning_mask", linear.weight != 0, persistent=False)
+                    _mask_gradient(linear.weight, linear.get_buffer("pruning_mask"))
+            return factory(model)
+
+        return make
+
+    def stepped(self, model: nn.Module) -> None:
+        """Zero the pruned weights again: momentum and weight decay may have moved them."""
+        for _, linear in decoder_linears(model):
+            if linear.weight.requires_grad:
+                linear.weight.data.mul_(linear.get_buffer("pruning_mask"))
+
+    def effect(self, model: nn.Module) -> Effect:
+        """The share of zeros in the decoder's matrices, dequantized where they are quantized."""
+        zeros = total = 0
+        for _, linear in decoder_linears(model):
+            weight = _dense(linear)
+            zeros += int((weight == 0).sum())
+            total += weight.numel()
+        share = zeros / total
+        if share < self.sparsity - TOLERANCE:
+            raise ContradictionError(
+                f"sparsity {self.sparsity:g} was asked for, but {share:.3f} of the weights are zero"
+            )
+        return {"zero_share": round(share, 6), "bytes_saved": 0}
+
+
+def _mask_gradient(weight: Tensor, mask: Tensor) -> None:
+    """Zero the gradient of pruned weights as it is accumulated, so that no momentum builds up."""
+
+    def hold(parameter: Tensor) -> None:
+        assert parameter.grad is not None, "the hook runs after accumulation"
+        parameter.grad.mul_(mask)
+
+    weight.register_post_accumulate_grad_hook(hold)
+
+
+def _dense(linear: nn.Linear) -> Tensor:
+    """The weight as it is used in a product, shape (out, in)."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    weight: Tensor = dequantize_module_weight(linear)
+    return weight

@@ -1,0 +1,48 @@
+"""Which layers the techniques act on: the linear layers of the decoder, never the output head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers of a transformers model, first to last, adapters or not."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
+def decoder_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Name and module of every linear layer inside the decoder layers, quantized ones included.
+
+    The matrices of adapters are not part of the model that was loaded and are left out. The output
+    head and the embedding lie outside the decoder layers: every library here leaves them alone.
+    """
+    from torch import nn
+
+    layers = set(decoder_layers(model))
+    inside = [name for name, module in model.named_modules() if module in layers]
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.Linear)
+            and any(name.startswith(f"{layer}.") for layer in inside)
+            and ".lora_" not in name
+        ):
+            yield name, module
+
+
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put `make(linear)` in the place of every decoder linear, one at a time.
+
+    Each dense weight is released before the next one is converted, so the peak is the model plus
+    one layer.
+    """
+    for name in [name for name, _ in decoder_linears(model)]:
+        linear = model.get_submodule(name)
+        replacement = make(linear)  # type: ignore[arg-type]  # decoder_linears yields nn.Linear
+        model.set_submodule(name, replacement)
+        del linear

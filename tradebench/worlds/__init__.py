@@ -1,0 +1,1 @@
+"""Where a trial runs: what counts its memory and its time."""
