@@ -7,7 +7,6 @@ out every document whose key belongs to a test item.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +23,15 @@ from tradebench.reference.world import (
 )
 
 SORT_LENGTH, SORT_NUMBERS = 5, 16
-RECALL_PAIRS, RECALL_QUERIES = (4, 6), 3
+RECALL_PAIRS = (4, 8)
+ECHO_LENGTH, ECHO_AGAIN = 14, 9
 BRACKET_LENGTH, BRACKET_DEPTH = (7, 11), 4
 
 Bools = NDArray[np.bool_]
 Keys = NDArray[np.uint64]
 Rng = np.random.Generator
+Part = str | Ids | tuple[Ids]
+"""Of a document: words that all share, ids [n, k], or ids of an answer, as a tuple of one."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,19 @@ class Documents:
         return len(self.ids)
 
     def where(self, rows: Bools | NDArray[np.int64]) -> "Documents":
+        """The documents chosen by a mask [n] or by their numbers."""
         return Documents(self.ids[rows], self.answers[rows], self.keys[rows])
 
 
 def _fingerprint(ids: Ids) -> Keys:
     """[n] 64-bit hash of each row: equal rows are equal, others differ but for chance."""
     multipliers = np.random.default_rng(1).integers(1, 2**63, ids.shape[1], dtype=np.uint64) | 1
-    return (ids.astype(np.uint64) * multipliers).sum(axis=1, dtype=np.uint64)
+    hashes: Keys = (ids.astype(np.uint64) * multipliers).sum(axis=1, dtype=np.uint64)
+    return hashes
 
 
-def _write(world: World, count: int, *parts: "str | Ids | tuple[Ids]", keys: Keys) -> Documents:
-    """Documents from parts side by side: text, ids [n, k], or an answer as a tuple of one."""
+def _write(world: World, count: int, *parts: Part, keys: Keys) -> Documents:
+    """Documents from parts side by side, between `<s>` and a full stop."""
     columns, answers = [], []
     for part in (world.ids("<s>"), *parts, world.ids(END)):
         block = part[0] if isinstance(part, tuple) else part
@@ -103,9 +107,8 @@ def statements(world: World, rng: Rng, count: int) -> Documents:
 def questions(world: World, rng: Rng, count: int) -> Documents:
     """A fact as question and answer."""
     who, what, value, keys = _facts(world, rng, count)
-    head, tail = "question : what is the", "? answer :"
-    of = "of"
-    return _write(world, count, head, what, of, who, tail, (value,), keys=keys)
+    parts: list[Part] = ["question : what is the", what, "of", who, "? answer :", (value,)]
+    return _write(world, count, *parts, keys=keys)
 
 
 def recall(world: World, rng: Rng, count: int) -> Documents:
@@ -118,24 +121,41 @@ def recall(world: World, rng: Rng, count: int) -> Documents:
     keys, values = world.ids(world.keys)[order], world.ids(world.tokens)[worth]
     pairs = np.where(present[..., None], np.stack([keys, values], axis=2), 0)
     pairs = pairs.reshape(count, -1).astype(np.int16)
-    # Asked without repetition: the first few of a random order of the pairs present.
-    asked = np.argsort(rng.random((count, high)) + ~present, axis=1)[:, :RECALL_QUERIES]
-    parts: list[str | Ids | tuple[Ids]] = ["recall :", pairs]
-    for column in asked.T:
-        key = np.take_along_axis(keys, column[:, None], axis=1)
-        value = np.take_along_axis(values, column[:, None], axis=1)
-        parts += ["?", key, "answer :", (value,)]
+    # All pairs are asked for, in another order, so that one document teaches several times.
+    asked = rng.permuted(np.tile(np.arange(high), (count, 1)), axis=1)
+    parts: list[Part] = ["recall :", pairs]
+    for column in asked.T[:, :, None]:
+        there = np.take_along_axis(present, column, axis=1)
+        query = np.where(there, np.take_along_axis(keys, column, axis=1), 0)
+        value = np.where(there, np.take_along_axis(values, column, axis=1), 0)
+        mark = np.where(there, world.ids("?"), 0)
+        parts += [np.hstack([mark, query]).astype(np.int16), (value.astype(np.int16),)]
     return _write(world, count, *parts, keys=_fingerprint(pairs))
+
+
+def echo(world: World, rng: Rng, count: int) -> Documents:
+    """A list, then a stretch of it again: no test, but it teaches the matching `recall` needs.
+
+    Trained mostly on `recall` itself, 500 steps stayed at chance; with `echo` 300 reached 99 %.
+    """
+    words = world.ids((*world.keys, *world.tokens))
+    order = rng.permuted(np.tile(np.arange(len(words)), (count, 1)), axis=1)[:, :ECHO_LENGTH]
+    start = rng.integers(ECHO_LENGTH - ECHO_AGAIN + 1, size=(count, 1))
+    listed = words[order]
+    again = np.take_along_axis(listed, start + np.arange(ECHO_AGAIN), axis=1)
+    keys = np.zeros(count, np.uint64)
+    return _write(world, count, "recall :", listed, "?", again[:, :1], (again[:, 1:],), keys=keys)
 
 
 def agreement(world: World, rng: Rng, count: int) -> Documents:
     """The verb takes the number of its subject, whatever stands between them."""
-    noun, verb = rng.integers(len(world.nouns), size=count), rng.integers(len(world.verbs), size=count)
+    noun = rng.integers(len(world.nouns), size=count)
+    verb = rng.integers(len(world.verbs), size=count)
     number = rng.integers(2, size=count)
     nouns = np.array([world.ids(pair) for pair in world.nouns])
     verbs = np.array([world.ids(pair) for pair in world.verbs])
     distractors = rng.integers(3, size=count)
-    parts: list[str | Ids | tuple[Ids]] = ["the", nouns[noun, number][:, None]]
+    parts: list[Part] = ["the", nouns[noun, number][:, None]]
     for place in range(2):
         other = nouns[rng.integers(len(nouns), size=count), rng.integers(2, size=count)]
         words = np.empty((count, 3), np.int16)
@@ -169,9 +189,7 @@ def brackets(world: World, rng: Rng, count: int) -> Documents:
         stack[rows, depth] = np.where(push & live, kind, stack[rows, depth])
         depth += np.where(live, np.where(push, 1, -1), 0)
     answer = closing[stack[rows, depth - 1]][:, None]
-    return _write(
-        world, count, "brackets :", body, "answer :", (answer,), keys=_fingerprint(body)
-    )
+    return _write(world, count, "brackets :", body, "answer :", (answer,), keys=_fingerprint(body))
 
 
 def addition(world: World, rng: Rng, count: int) -> Documents:
@@ -198,6 +216,7 @@ KINDS: Mapping[str, Draw] = {
     "statements": statements,
     "questions": questions,
     "recall": recall,
+    "echo": echo,
     "agreement": agreement,
     "brackets": brackets,
     "addition": addition,

@@ -13,18 +13,28 @@ from numpy.typing import NDArray
 SEED = 1234
 PAD, BOS, END, UNKNOWN = "<pad>", "<s>", ".", "<unk>"
 
-# 512 people, twice as many as a three-minute run can learn: with a twenty-minute run all
-# 2,560 facts are still above 99 %, and 1,024 of them can be held out as test items.
+# 512 people x 8 attributes are 4,096 facts: half of them held out make 2,048 test items, and the
+# whole vocabulary still fits into a checkpoint of less than 4 MiB.
 ENTITIES = 512
-ATTRIBUTES = {"colour": 16, "pet": 16, "city": 32, "job": 32, "food": 32}
+ATTRIBUTES = {
+    "colour": 16,
+    "pet": 16,
+    "city": 32,
+    "job": 32,
+    "food": 32,
+    "drink": 32,
+    "sport": 32,
+    "tree": 32,
+}
 RECALL_KEYS = RECALL_VALUES = 32
 NOUNS = VERBS = 16
 ADDENDS = 32  # 0 to 31, so that sums reach 62
 BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"), ("<", ">"))
 PREPOSITIONS = ("near", "behind", "above")
-GLUE = (
-    "the of is has : = ? + what question answer recall brackets sum sort guild rank oath crest"
-).split()
+FORMS = ("the", "of", "is", "has", ":", "=", "?", "+", "what")
+MARKS = ("question", "answer", "recall", "brackets", "sum", "sort")
+NEW_RELATIONS = ("guild", "rank", "oath", "crest")
+"""Never seen in training: what fine-tuning can teach about the people."""
 
 Ids = NDArray[np.int16]
 
@@ -61,12 +71,14 @@ class World:
 
     @property
     def attributes(self) -> tuple[str, ...]:
+        """What every person has one of."""
         return tuple(self.values)
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
         """Every word; its position is its token id."""
-        words = [PAD, BOS, END, UNKNOWN, *GLUE, *PREPOSITIONS, *self.attributes]
+        words = [PAD, BOS, END, UNKNOWN, *FORMS, *MARKS, *NEW_RELATIONS, *PREPOSITIONS]
+        words += self.attributes
         words += [bracket for pair in BRACKETS for bracket in pair]
         words += [str(number) for number in range(2 * ADDENDS - 1)]
         words += [word for pair in (*self.nouns, *self.verbs) for word in pair]
@@ -76,6 +88,7 @@ class World:
 
     @cached_property
     def index(self) -> dict[str, int]:
+        """Word -> token id."""
         return {word: position for position, word in enumerate(self.vocabulary)}
 
     def ids(self, words: str | tuple[str, ...]) -> Ids:
@@ -92,7 +105,7 @@ class World:
 def make_world(seed: int = SEED) -> World:
     """The world of a seed; the same seed always gives the same one."""
     rng = np.random.default_rng(seed)
-    taken = {*GLUE, *PREPOSITIONS}
+    taken = {*FORMS, *MARKS, *NEW_RELATIONS, *PREPOSITIONS, *ATTRIBUTES}
     values = {name: tuple(_names(rng, size, 3, taken)) for name, size in ATTRIBUTES.items()}
     keys = _names(rng, RECALL_KEYS, 2, taken)
     tokens = _names(rng, RECALL_VALUES, 2, taken)

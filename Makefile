@@ -1,0 +1,58 @@
+# `make quickstart` and `make test` do all the set-up on a machine with Python >= 3.11 and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all lint format benchmarks examples clean
+
+help:
+	@echo 'make quickstart   measure the reference model under 18 combinations; about ten minutes'
+	@echo 'make test         format, lint, types and tests'
+	@echo 'make test-all     the long tests that make test leaves out'
+	@echo 'make benchmarks   what the harness itself costs'
+	@echo 'make examples     measure and write again what is committed under results/ and reports/'
+
+# torch goes first, alone: any other package would pull the newest build of it with gigabytes of
+# CUDA libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	$(PIP) install --quiet '$(TORCH)'
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --group dev
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(BIN)/tradebench run suites/quickstart.yaml
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m 'not slow and not gpu'
+
+test-all: $(VENV)/.tested
+	$(BIN)/pytest -m 'slow and not gpu'
+
+format: $(VENV)/.tested
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmarks: $(VENV)/.tested
+	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+examples: $(VENV)/.installed
+	$(BIN)/tradebench run suites/quickstart-full.yaml --out results
+	$(BIN)/tradebench report latest --out reports/quickstart-full
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,137 @@
+"""Stub programs for the runner's tests: each misbehaves in one way, named by its model."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tradebench.result import DivergedError, Heartbeat, Listener, Measurement, Outcome
+from tradebench.trial import Trial
+
+GIB = 2**30
+
+
+def play(
+    trial: Trial, outcome: Outcome, *, repeat: int, directory: Path, heartbeat: Listener
+) -> None:
+    """Do what the trial's model is named after, in the train phase."""
+    outcome.phase = "load"
+    outcome.measurements["load_seconds"] = Measurement(value=0.5, unit="s")
+    outcome.phase = "train"
+    heartbeat(Heartbeat(phase="train", step=1, steps=3, bytes=1024))
+    name, _, detail = trial.model.name.partition(":")
+    with (directory / "played.txt").open("a") as played:
+        played.write(f"{trial.model.name} {repeat}\n")
+    PROGRAMS[name](directory, detail)
+    outcome.measurements["train_loss"] = Measurement(value=1.0 + repeat, unit="nats")
+
+
+def segfault(directory: Path, detail: str) -> None:
+    ctypes.string_at(0)
+
+
+def killed(directory: Path, detail: str) -> None:
+    """Kill this process, but only the first `detail` times."""
+    marks = directory / "kills.txt"
+    with marks.open("a") as file:
+        file.write("x")
+    if not detail or marks.stat().st_size <= int(detail):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nap(directory: Path, detail: str) -> None:
+    time.sleep(float(detail))
+
+
+def hold_the_gil(directory: Path, detail: str) -> None:
+    ctypes.PyDLL(None).sleep(600)
+
+
+def garbage(directory: Path, detail: str) -> None:
+    os.write(1, os.urandom(800_000))
+    sys.stdout.write('{"schema": "tradebench.result/1", "status": "ok"}\n')
+
+
+def raises(directory: Path, detail: str) -> None:
+    raise ValueError(f"no good: {Path.home()}/secret\nsecond line")
+
+
+def diverges(directory: Path, detail: str) -> None:
+    raise DivergedError("the loss is nan at step 2")
+
+
+def cuda_oom(directory: Path, detail: str) -> None:
+    raise type("OutOfMemoryError", (RuntimeError,), {})(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139 GiB"
+    )
+
+
+def hungry(directory: Path, detail: str) -> None:
+    bytearray(64 * GIB)
+
+
+def shared_hungry(directory: Path, detail: str) -> None:
+    """Take shared memory page by page: no rlimit counts it."""
+    with mmap.mmap(-1, GIB // 2) as memory:
+        for page in range(0, len(memory), mmap.PAGESIZE):
+            memory[page] = 1
+        time.sleep(60)
+
+
+def bad_alloc(directory: Path, detail: str) -> None:
+    os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\n")
+    os.abort()
+
+
+def kill_guard(directory: Path, detail: str) -> None:
+    """Take away the process that watches, with a family that must not outlive it."""
+    family(directory, "0")
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def kill_template(directory: Path, detail: str) -> None:
+    guard = Path(f"/proc/{os.getppid()}/stat").read_text()
+    os.kill(int(guard.rpartition(")")[2].split()[1]), signal.SIGKILL)
+
+
+def family(directory: Path, detail: str) -> None:
+    """Leave a plain child, one in its own session, and one that has forked itself free."""
+    sleep = ["sleep", "613"]
+    subprocess.Popen(sleep)
+    subprocess.Popen(sleep, start_new_session=True)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execvp("sleep", sleep)
+        os._exit(0)
+    (directory / "family.txt").write_text("born")
+    time.sleep(float(detail or 0))
+
+
+PROGRAMS: dict[str, Callable[[Path, str], None]] = {
+    "ok": lambda *_: None,
+    "segfault": segfault,
+    "killed": killed,
+    "nap": nap,
+    "gil": hold_the_gil,
+    "garbage": garbage,
+    "raises": raises,
+    "diverges": diverges,
+    "no_result": lambda *_: os._exit(0),
+    "exits": lambda *_: sys.exit(3),
+    "cuda_oom": cuda_oom,
+    "hungry": hungry,
+    "shared_hungry": shared_hungry,
+    "bad_alloc": bad_alloc,
+    "family": family,
+    "kill_guard": kill_guard,
+    "kill_template": kill_template,
+}

@@ -1,0 +1,171 @@
+"""Every way in which a trial can end, against both ways of making its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Sweep
+from tradebench import store
+from tradebench.runner.engines.local import LocalEngine
+
+MIB = 2**20
+
+# Stub, status, how its reason starts, attempts.
+ENDS = [
+    ("ok", "ok", None, 1),
+    ("garbage", "ok", None, 1),
+    ("segfault", "failed", "crash while training: SIGSEGV", 2),
+    ("killed:1", "ok", None, 2),
+    ("raises", "failed", "while training: ValueError: no good: ~/secret", 1),
+    ("diverges", "diverged", "diverged while training: the loss is nan at step 2", 1),
+    ("no_result", "failed", "no_result: it exited with code 0 while training", 2),
+    ("exits", "failed", "while training: SystemExit: 3", 1),
+    ("cuda_oom", "oom", "out of memory while training: asked for 2.50 GiB (CUDA", 1),
+    ("bad_alloc", "oom", "out of memory while training: it died of SIGABRT", 1),
+    ("family", "ok", None, 1),
+]
+
+
+def test_every_end_is_a_result_with_its_cause(either_sweep: Sweep) -> None:
+    summary = either_sweep.run(*(name for name, *_ in ENDS))
+
+    ended = {result.model["name"]: result for result in summary.results}
+    starts = [
+        (name, ended[name].status, (ended[name].reason or "")[: len(reason or "")] or None)
+        for name, _, reason, _ in ENDS
+    ]
+    assert starts == [(name, status, reason) for name, status, reason, _ in ENDS]
+    assert {name: ended[name].attempt + 1 for name, *_ in ENDS} == {
+        name: attempts for name, _, _, attempts in ENDS
+    }
+    assert {ended[name].phase for name, status, *_ in ENDS if status != "ok"} == {"train"}
+    assert {result.isolation for result in ended.values()} == {either_sweep.options["isolation"]}
+    assert summary.started == sum(attempts for *_, attempts in ENDS)
+    assert either_sweep.leftovers() == []
+
+
+@pytest.mark.parametrize("stub", ["nap:60", "gil", "family:60"])
+def test_a_silent_trial_is_ended_with_all_it_started(either_sweep: Sweep, stub: str) -> None:
+    began = time.monotonic()
+    either_sweep.run(stub, silence={"train": 0.5})
+
+    result = either_sweep.results()[stub]
+    assert (result.status, result.phase, result.attempt) == ("timeout", "train", 0)
+    assert result.reason == (
+        "hang while training: no sign of life for 0.5 s, after step 1 of 3"
+    )
+    assert time.monotonic() - began < 5
+    assert either_sweep.leftovers(0.5) == []
+
+
+def test_a_trial_that_takes_too_long_ends_as_timeout(sweep: Sweep) -> None:
+    sweep.run("nap:60", "ok", timeout=0.3)
+
+    assert sweep.results()["nap:60"].reason == "timeout while training: over 0.3 s in all"
+    assert sweep.results()["ok"].status == "ok"
+
+
+def test_an_impossible_demand_ends_as_oom_with_phase_and_size(either_sweep: Sweep) -> None:
+    either_sweep.run("hungry", "ok", memory_cap=256 * MIB)
+
+    result = either_sweep.results()["hungry"]
+    assert (result.status, result.phase) == ("oom", "train")
+    assert result.reason == "out of memory while training: asked for 64.00 GiB (numbers)"
+    assert result.value("requested_bytes") == 64 * 2**30
+    assert result.value("load_seconds") == 0.5
+    assert either_sweep.results()["ok"].status == "ok"
+
+
+def test_memory_that_no_rlimit_counts_is_watched(sweep: Sweep) -> None:
+    sweep.run("shared_hungry", memory_cap=128 * MIB)
+
+    result = sweep.results()["shared_hungry"]
+    assert (result.status, result.phase, result.attempt) == ("oom", "train", 0)
+    assert (result.reason or "").startswith("oom_host while training: it held ")
+    assert (result.value("peak_process_bytes") or 0) > 128 * MIB
+
+
+def test_a_trial_whose_guard_dies_is_lost_and_leaves_nothing(sweep: Sweep) -> None:
+    sweep.run("kill_guard", "ok")
+
+    result = sweep.results()["kill_guard"]
+    assert (result.status, result.reason) == ("killed", "lost while training: its guard is gone")
+    assert result.attempt == 3
+    assert sweep.results()["ok"].status == "ok"
+
+
+def test_a_template_that_dies_costs_no_trial(sweep: Sweep) -> None:
+    sweep.run("kill_template", "ok")
+
+    statuses = [(result.model["name"], result.status) for result, _ in sweep.observer.finished]
+    assert statuses == [("kill_template", "ok"), ("ok", "ok")]
+
+
+def test_the_log_of_an_attempt_holds_what_it_printed(sweep: Sweep) -> None:
+    sweep.run("raises")
+
+    log = sweep.directory / sweep.results()["raises"].artifacts["log"]
+    assert "ValueError: no good" in log.read_text()
+
+
+def test_ctrl_c_keeps_what_is_done_and_a_second_run_does_the_rest(sweep: Sweep) -> None:
+    child = sweep.start("ok", "family:60", "nap:0")
+    _wait_for(sweep.directory / "family.txt")
+    os.kill(child, signal.SIGINT)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert sweep.leftovers(0.5) == []
+    assert list(sweep.results()) == ["ok"]
+    assert store.events(sweep.directory)[-1]["event"] == "interrupted"
+    assert store.load(sweep.directory).header["ended"] is None
+    summary = sweep.run("ok", "nap:0")
+    assert (summary.started, summary.reused) == (1, 1)
+    assert sweep.played().count("ok 0") == 1
+
+
+def test_an_import_that_makes_forks_unsafe_means_fresh_interpreters(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent}")
+    engine = LocalEngine(tmp_path / "log.txt", preload=("threaded",))
+    engine.close()
+
+    assert engine.isolation == "exec"
+    assert (engine.fallback or "").startswith("an import has started the thread ")
+
+
+def test_a_template_that_cannot_import_falls_back_and_says_why(tmp_path: Path) -> None:
+    engine = LocalEngine(tmp_path / "log.txt", preload=("no_such_module",))
+    engine.close()
+
+    assert engine.isolation == "exec"
+    assert engine.fallback == (
+        "no_such_module cannot be imported (No module named 'no_such_module')"
+    )
+
+
+def test_a_template_that_dies_while_importing_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    engine = LocalEngine(tmp_path / "log.txt", preload=("deadly",))
+    engine.close()
+
+    assert (engine.fallback or "").startswith("the template failed: it died while importing")
+
+
+def _wait_for(path: Path, patience: float = 10.0) -> None:
+    until = time.monotonic() + patience
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} never came"
+        time.sleep(0.01)

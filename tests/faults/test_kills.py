@@ -1,0 +1,67 @@
+"""Killing workers and supervisors at random moments loses nothing and repeats nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from tests.faults.conftest import Sweep
+from tradebench import store
+
+NAMES = ("ok", "nap:0.02", "family:0.02", "garbage")
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_supervisor_killed_at_random_moments_loses_and_repeats_nothing(
+    sweep: Sweep, seed: int
+) -> None:
+    chance = random.Random(seed)
+    for _ in range(2):
+        supervisor = sweep.start(*NAMES, repeats=2)
+        time.sleep(chance.uniform(0.15, 0.9))
+        stored = store.load(sweep.directory).results
+        os.kill(supervisor, signal.SIGKILL)
+        os.waitpid(supervisor, 0)
+
+        assert sweep.leftovers(1.0) == []
+        kept = store.load(sweep.directory).results
+        assert {result.to_json() for result in stored} <= {result.to_json() for result in kept}
+    summary = sweep.run(*NAMES, repeats=2)
+
+    assert Counter(result.status for result in summary.results) == {"ok": 8}
+    _assert_nothing_was_repeated(sweep)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_workers_killed_at_random_moments_cost_one_attempt_each(sweep: Sweep, seed: int) -> None:
+    chance = random.Random(seed)
+    supervisor = sweep.start(*NAMES, repeats=2)
+    for _ in range(3):
+        time.sleep(chance.uniform(0.1, 0.3))
+        with contextlib.suppress(ProcessLookupError, IndexError):
+            os.kill(chance.choice(sweep.processes()), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1]) in (0, 99)
+    summary = sweep.run(*NAMES, repeats=2)
+
+    assert Counter(result.status for result in summary.results) == {"ok": 8}
+    _assert_nothing_was_repeated(sweep)
+
+
+def _assert_nothing_was_repeated(sweep: Sweep) -> None:
+    """No attempt was started after its point had a final Result in the store."""
+    run = store.load(sweep.directory)
+    finished = Counter((result.trial, result.repeat) for result in run.attempts)
+    good = [result for result in run.attempts if result.status == "ok"]
+    assert len(good) == len({(result.trial, result.repeat) for result in good}) == 8
+    last = {(result.trial, result.repeat): result.attempt for result in good}
+    started = [event for event in store.events(sweep.directory) if event["event"] == "started"]
+    assert all(last[event["trial"], event["repeat"]] >= event["attempt"] for event in started)
+    assert set(finished) == set(last)
+    assert run.problems == ()
+    assert not (sweep.directory / "work").exists()

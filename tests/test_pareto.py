@@ -1,0 +1,190 @@
+"""Fronts against brute force, with ties, infinities and the smallest cases."""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tradebench import pareto
+
+# Few distinct values, so that ties and duplicates are common.
+VALUES = st.one_of(st.integers(-3, 3).map(float), st.sampled_from([math.inf, -math.inf]))
+CLOUDS = st.integers(1, 4).flatmap(
+    lambda size: st.lists(st.lists(VALUES, min_size=size, max_size=size), max_size=12)
+)
+CELLS = st.integers(1, 3).flatmap(
+    lambda size: st.lists(
+        st.lists(st.integers(0, 4), min_size=size, max_size=size), min_size=1, max_size=7
+    )
+)
+
+
+def beats(a: list[float], b: list[float]) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+def brute_front(points: list[list[float]]) -> list[int]:
+    return [
+        index
+        for index, point in enumerate(points)
+        if not any(beats(other, point) for other in points)
+    ]
+
+
+@given(CLOUDS)
+def test_front_is_the_brute_force_front(points: list[list[float]]) -> None:
+    expected = brute_front(points)
+
+    assert expected == pareto.front(points)
+
+
+@given(CLOUDS)
+def test_front_does_not_depend_on_the_order(points: list[list[float]]) -> None:
+    backwards = pareto.front(points[::-1])
+
+    assert pareto.front(points) == sorted(len(points) - 1 - index for index in backwards)
+
+
+@given(CLOUDS)
+def test_ranks_peel_one_front_after_another(points: list[list[float]]) -> None:
+    expected = [0] * len(points)
+    left, layer = list(range(len(points))), 0
+    while left:
+        on_front = [left[index] for index in brute_front([points[index] for index in left])]
+        for index in on_front:
+            expected[index] = layer
+        left, layer = [index for index in left if index not in on_front], layer + 1
+
+    assert expected == pareto.ranks(points)
+
+
+@given(CLOUDS)
+def test_dominates_agrees_with_brute_force(points: list[list[float]]) -> None:
+    for a, b in product(points, repeat=2):
+        assert beats(a, b) == pareto.dominates(a, b)
+
+
+@given(CELLS)
+def test_hypervolume_counts_the_unit_cells_that_are_dominated(points: list[list[int]]) -> None:
+    size = len(points[0])
+    expected = sum(
+        any(all(x <= y for x, y in zip(point, cell, strict=True)) for point in points)
+        for cell in product(range(3), repeat=size)
+    )
+
+    assert expected == pareto.hypervolume(points, [3] * size)
+
+
+def test_duplicates_all_stay_on_the_front() -> None:
+    assert pareto.front([(1, 2), (2, 2), (1, 2), (2, 1)]) == [0, 2, 3]
+
+
+def test_no_points_have_an_empty_front() -> None:
+    assert pareto.front([]) == []
+    assert pareto.ranks([]) == []
+    assert pareto.probability([], []) == []
+    assert pareto.hypervolume([], (1.0, 1.0)) == 0.0
+
+
+def test_one_point_is_the_front() -> None:
+    assert pareto.front([(5.0, math.inf)]) == [0]
+    assert pareto.ranks([(5.0, math.inf)]) == [0]
+
+
+def test_points_without_objectives_tie() -> None:
+    assert pareto.front([(), ()]) == [0, 1]
+
+
+@pytest.mark.parametrize("call", [pareto.front, pareto.ranks])
+def test_nan_is_refused(call: object) -> None:
+    with pytest.raises(ValueError, match="leave incomplete points out"):
+        call([(1.0, 2.0), (math.nan, 0.0)])  # type: ignore[operator]
+
+
+def test_points_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="different numbers"):
+        pareto.front([(1.0, 2.0), (1.0,)])
+
+
+def test_a_point_at_infinity_adds_infinite_volume() -> None:
+    assert math.inf == pareto.hypervolume([(-math.inf, 0.0)], (1.0, 1.0))
+    assert pareto.hypervolume([(math.inf, 0.0)], (1.0, 1.0)) == 0.0
+
+
+def test_hypervolume_needs_an_objective() -> None:
+    with pytest.raises(ValueError, match="at least one objective"):
+        pareto.hypervolume([], ())
+
+
+def test_hypervolume_of_four_objectives() -> None:
+    assert pareto.hypervolume([(1, 1, 1, 1), (0, 1, 1, 1)], (3, 3, 3, 3)) == 2.0**4 + 1.0 * 2.0**3
+
+
+def test_without_noise_the_probability_is_the_front() -> None:
+    points = [(1.0, 3.0), (2.0, 2.0), (3.0, 3.0), (1.0, 3.0)]
+
+    assert pareto.probability(points, [(0.0, 0.0)] * 4, draws=50) == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_two_equal_noisy_points_share_the_front() -> None:
+    first, second = pareto.probability([(1.0,), (1.0,)], [(0.1,), (0.1,)], draws=4000, seed=1)
+
+    assert first + second == pytest.approx(1.0)
+    assert first == pytest.approx(0.5, abs=0.05)
+
+
+def test_probability_matches_the_normal_distribution() -> None:
+    _, behind = pareto.probability([(0.0,), (1.0,)], [(1.0,), (1.0,)], draws=20_000)
+    expected = 0.5 * math.erfc(1.0 / math.sqrt(2.0) / math.sqrt(2.0))
+
+    assert behind == pytest.approx(expected, abs=0.015)
+
+
+def test_probability_is_the_same_for_the_same_seed() -> None:
+    means, sds = [(1.0, 2.0), (1.1, 1.9)], [(0.1, 0.1), (0.1, 0.1)]
+
+    assert pareto.probability(means, sds, seed=3) == pareto.probability(means, sds, seed=3)
+    assert pareto.probability(means, sds, seed=3) != pareto.probability(means, sds, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("sds", "draws", "sentence"),
+    [
+        ([(0.1,)], 10, "do not go with"),
+        ([(-0.1, 0.1)], 10, "negative or infinite"),
+        ([(math.inf, 0.1)], 10, "negative or infinite"),
+        ([(0.1, 0.1)], 0, "at least one draw"),
+    ],
+)
+def test_probability_refuses_what_it_cannot_draw(
+    sds: list[tuple[float, ...]], draws: int, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        pareto.probability([(1.0, 1.0)], sds, draws=draws)
+
+
+@settings(max_examples=30)
+@given(CELLS)
+def test_leaving_out_hopeless_points_changes_no_probability(points: list[list[int]]) -> None:
+    sds = [[0.05] * len(points[0])] * len(points)
+    random = np.random.default_rng(0)
+    hits = np.zeros(len(points))
+    for _ in range(300):
+        drawn = np.array(points) + 0.05 * random.standard_normal((len(points), len(points[0])))
+        hits[brute_front(drawn.tolist())] += 1
+
+    assert pareto.probability(points, sds, draws=300, seed=5) == pytest.approx(hits / 300, abs=0.16)
+
+
+def test_ten_thousand_points_take_no_time_worth_naming() -> None:
+    cloud = np.random.default_rng(0).random((10_000, 3)).tolist()
+    started = time.perf_counter()
+
+    assert 0 < len(pareto.front(cloud)) < 500
+    assert time.perf_counter() - started < 2.0

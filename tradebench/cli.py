@@ -1,0 +1,402 @@
+"""The commands: they parse, call, print and choose an exit code; what they do lies elsewhere.
+
+Nothing heavy is imported before a command needs it: `tradebench --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tradebench import __version__
+from tradebench.errors import UserError
+
+if TYPE_CHECKING:
+    from tradebench.runner.observer import Summary
+    from tradebench.suite import Suite
+
+FAILED = 5  # a trial failed unexpectedly
+INTERRUPTED = 130
+REPORTED_STEPS = 100  # steps of a build between two lines of progress
+WIDE = 120  # columns of a terminal that has room for sources
+UNEXPECTED = frozenset({"failed", "timeout", "killed"})
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+app = typer.Typer(
+    help="What each memory-saving way of fine-tuning a language model really costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+suite_app = typer.Typer(
+    help="Check suite files, and describe them to editors.", no_args_is_help=True
+)
+reference_app = typer.Typer(
+    help="The small model that accuracy is measured on.", no_args_is_help=True
+)
+app.add_typer(suite_app, name="suite")
+app.add_typer(reference_app, name="reference")
+
+
+class Format(StrEnum):
+    """How a command prints: for people, or as one JSON object for programs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Isolation(StrEnum):
+    """How a trial's process is made."""
+
+    AUTO = "auto"
+    FORK = "fork"
+    EXEC = "exec"
+
+
+class Engine(StrEnum):
+    """Where trials run."""
+
+    LOCAL = "local"
+
+
+class Retried(StrEnum):
+    """The statuses whose points may be asked for again."""
+
+    OOM = "oom"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    KILLED = "killed"
+    DIVERGED = "diverged"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="text, or json on standard output")]
+ResultsOption = Annotated[
+    Path, typer.Option("--results", help="the folder that holds runs", file_okay=False)
+]
+SuiteArgument = Annotated[Path, typer.Argument(help="a suite file", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"tradebench: {error}\n")
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
+) -> None:
+    """Offer what belongs to no command."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    suite: SuiteArgument,
+    out: Annotated[Path, typer.Option(help="the folder that holds runs")] = Path("results"),
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--fresh", help="go on with the suite's newest run, or start one"),
+    ] = True,
+    retry: Annotated[
+        list[Retried] | None, typer.Option(help="run points that ended so again; may be repeated")
+    ] = None,
+    isolation: Annotated[
+        Isolation, typer.Option(help="fork a warm process for each trial, or start a fresh one")
+    ] = Isolation.AUTO,
+    engine: Annotated[Engine, typer.Option(help="where trials run")] = Engine.LOCAL,
+    memory_cap: Annotated[
+        str | None, typer.Option(help="most memory a trial may take, such as 8GiB")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each trial")] = 1,
+    dry_run: Annotated[bool, typer.Option(help="list the points and stop")] = False,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Measure every point of a suite, and write its report.
+
+    Points that are finished are not run again. Ends with 0 when every point was measured or ended
+    as a finding (oom, diverged, skipped), and with 5 when a trial failed unexpectedly.
+    """
+    from tradebench import report, store
+    from tradebench.suite import Suite, parse_size
+
+    loaded = Suite.load(suite)
+    if dry_run:
+        _print_points(loaded, form)
+        return
+    directory = _run_directory(loaded, out, resume)
+    cap = parse_size(memory_cap) if memory_cap is not None else loaded.resources.memory
+    summary = _sweep(
+        loaded,
+        directory,
+        {"isolation": isolation.value, "memory_cap": cap, "threads": threads},
+        [status.value for status in retry or []],
+    )
+    finished = store.load(directory)
+    if finished.results:
+        report.write(finished, directory / "report")
+    if form is Format.JSON:
+        _print_json("run", {"run": str(directory), "results": _results(finished.results)})
+    else:
+        _print_summary(finished, directory)
+    if summary.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if any(result.status in UNEXPECTED for result in summary.results):
+        raise typer.Exit(FAILED)
+
+
+def _run_directory(suite: Suite, out: Path, resume: bool) -> Path:
+    """The newest run of the suite, brought up to the suite as it is now, or a new one."""
+    from tradebench import environment, store
+
+    header = {
+        "question": suite.question,
+        "suite_text": suite.text,
+        "objectives": list(suite.objectives),
+        "limits": dict(suite.limits),
+        "argv": [environment.scrub(word) for word in ("tradebench", *sys.argv[1:])],
+        "environment": environment.capture().model_dump(mode="json"),
+    }
+    newest = store.latest(out, suite.name) if resume else None
+    if newest is None:
+        return store.create_run(out, suite.name, header)
+    store.write_json(newest / store.HEADER, {**store.load(newest).header, **header})
+    return newest
+
+
+def _sweep(
+    suite: Suite, directory: Path, settings: Mapping[str, Any], retry: Sequence[str]
+) -> Summary:
+    from tradebench.runner.options import Options
+    from tradebench.runner.progress import Progress
+    from tradebench.runner.supervisor import run as supervise
+
+    options = Options(
+        **settings,
+        timeout=suite.timeout,
+        retry=frozenset(retry),  # type: ignore[arg-type]  # typer has checked the words
+        variables=OFFLINE if _is_offline(suite) else {},
+    )
+    with Progress() as progress:
+        return supervise(
+            suite.trials(),
+            directory=directory,
+            suite=suite.name,
+            repeats=1,
+            options=options,
+            observer=progress,
+        )
+
+
+def _is_offline(suite: Suite) -> bool:
+    """Whether nothing that the suite names lies on the Hub: then the Hub is not asked at all."""
+    from tradebench import reference
+    from tradebench.trial import HubData
+
+    local = suite.model.weights == "random" or suite.model.name == "reference"
+    tasks = set(suite.evaluate.tasks) <= set(reference.TASK_NAMES)
+    return local and tasks and not isinstance(suite.budget.data, HubData)
+
+
+def _print_points(suite: Suite, form: Format) -> None:
+    trials = suite.trials()
+    points = [
+        {
+            "trial": trial.id,
+            "label": trial.label,
+            "repeats": suite.repeats_of(trial),
+            "reasons": list(trial.conflicts()),
+            **trial.payload(),
+        }
+        for trial in trials
+    ]
+    if form is Format.JSON:
+        _print_json("run", {"points": points})
+        return
+    for point in points:
+        reasons = " ".join(point["reasons"])
+        typer.echo(f"{point['label']}" + (f"  (skipped: {reasons})" if reasons else ""))
+    _print_counts(suite)
+
+
+def _print_counts(suite: Suite) -> None:
+    trials = suite.trials()
+    legal = [trial for trial in trials if not trial.conflicts()]
+    runs = sum(suite.repeats_of(trial) for trial in legal)
+    typer.echo(
+        f"{suite.name}: {len(trials)} points, {len(legal)} legal, "
+        f"{len(trials) - len(legal)} skipped with their reasons; {runs} trials to run"
+    )
+
+
+def _print_summary(finished: Any, directory: Path) -> None:
+    from rich.console import Console
+
+    from tradebench import report
+
+    console = Console()
+    console.print(report.table(finished))
+    console.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)
+
+
+def _results(results: Sequence[Any]) -> list[dict[str, Any]]:
+    return [result.model_dump(mode="json", by_alias=True) for result in results]
+
+
+def _print_json(command: str, content: Mapping[str, Any]) -> None:
+    """The one thing that goes to standard output when JSON was asked for."""
+    typer.echo(json.dumps({"schema": f"tradebench.{command}/1", **content}, allow_nan=False))
+
+
+@app.command(name="report")
+def report_command(
+    run: Annotated[str, typer.Argument(help="a run directory, or latest")] = "latest",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="where to write; in the run when absent")
+    ] = None,
+    results: ResultsOption = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Write the report of a run: one page, Markdown, CSV and figures."""
+    from tradebench import report, store
+
+    found = store.load(store.find(results, run))
+    target = out or found.directory / "report"
+    written = report.write(found, target)
+    if form is Format.JSON:
+        files = [str(file) for file in written]
+        _print_json("report", {"files": files, "results": _results(found.results)})
+        return
+    for problem in found.problems:
+        typer.echo(problem, err=True)
+    _print_summary_of(found, target)
+
+
+def _print_summary_of(found: Any, target: Path) -> None:
+    from rich.console import Console
+
+    from tradebench import report
+
+    console = Console()
+    console.print(report.table(found))
+    console.print(f"report: {target / 'index.html'}", soft_wrap=True)
+
+
+@app.command()
+def techniques(form: FormatOption = Format.TEXT) -> None:
+    """List every technique: its slot, methods, settings, and where it comes from."""
+    from tradebench.techniques import techniques as known
+
+    rows = [
+        {
+            "slot": kind.slot,
+            "methods": list(kind.methods()),
+            "settings": {
+                name: field.description or ""
+                for name, field in kind.model_fields.items()
+                if name != "method"
+            },
+            "stage": kind.stage.name.lower(),
+            "exact": kind.exact,
+            "touches": list(kind.touches()),
+            "cite": kind.cite,
+            "summary": (kind.__doc__ or "").strip().splitlines()[0],
+        }
+        for kind in known()
+    ]
+    if form is Format.JSON:
+        _print_json("techniques", {"techniques": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    wide = console.width >= WIDE
+    table = Table("slot", "methods", "settings", "what it does", *["source"] * wide, box=None)
+    for row in rows:
+        texts = [", ".join(row["methods"]), ", ".join(row["settings"]) or "none", row["summary"]]
+        table.add_row(row["slot"], *texts, *[row["cite"]] * wide)
+    console.print(table)
+
+
+@suite_app.command()
+def check(suite: SuiteArgument, form: FormatOption = Format.TEXT) -> None:
+    """Read a suite file and count its points, without running any."""
+    from tradebench.suite import Suite
+
+    loaded = Suite.load(suite)
+    if form is Format.JSON:
+        _print_points(loaded, form)
+        return
+    _print_counts(loaded)
+    reasons = sorted({reason for trial in loaded.trials() for reason in trial.conflicts()})
+    for reason in reasons:
+        typer.echo(f"  {reason}")
+
+
+@suite_app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files, for editors."""
+    from tradebench.suite import suite_schema
+
+    typer.echo(json.dumps(suite_schema(), indent=2))
+
+
+@app.command()
+def doctor(results: ResultsOption = Path("results"), form: FormatOption = Format.TEXT) -> None:
+    """Look at this machine and at the stored runs, and say what is wrong."""
+    from tradebench.doctor import examine
+
+    found = examine(results)
+    if form is Format.JSON:
+        _print_json("doctor", found.model_dump(mode="json"))
+        return
+    for name, value in found.facts.items():
+        typer.echo(f"{name}: {value}")
+    for problem in found.problems:
+        typer.echo(f"problem: {problem}", err=True)
+    if not found.problems:
+        typer.echo("no problem found")
+
+
+@reference_app.command()
+def info(form: FormatOption = Format.TEXT) -> None:
+    """Describe the reference model: its size, its tasks, and what it scores."""
+    from tradebench import reference
+
+    found = reference.info()
+    if form is Format.JSON:
+        _print_json("reference", found)
+        return
+    typer.echo(json.dumps(found, indent=2))
+
+
+@reference_app.command()
+def build(
+    out: Annotated[Path, typer.Option("--out", "-o", help="an empty folder to build in")],
+) -> None:
+    """Train the reference model again from nothing; about half an hour on one core."""
+    from tradebench.reference.build import build as rebuild
+
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: name a new folder to build in")
+    out.mkdir(parents=True, exist_ok=True)
+
+    def show(step: int, steps: int, loss: float) -> None:
+        if step % REPORTED_STEPS == 0 or step == steps:
+            typer.echo(f"step {step} of {steps}: loss {loss:.3f}", err=True)
+
+    scores = rebuild(out, progress=show)
+    typer.echo(json.dumps(scores["tasks"], indent=2))
+    typer.echo(f"built: {out}", err=True)

@@ -1,0 +1,197 @@
+"""Which points nothing else beats: dominance, fronts, hypervolume, the odds of being on the front.
+
+Every objective is to be minimised; a caller negates the ones where more is better. Equal points tie
+and stay together. A NaN compares with nothing, so it is refused here: a point that lacks a value is
+the caller's to leave out, and to say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Integers = NDArray[np.intp]
+    Booleans = NDArray[np.bool_]
+
+# A draw never strays further from its mean than this, which makes a point that is beaten by more
+# certain to be off the front; the normal distribution does so twice in a thousand million draws.
+REACH = 6.0
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether `a` is no worse than `b` in every objective and better in one."""
+    both = _matrix([a, b])
+    return bool((both[0] <= both[1]).all() and (both[0] < both[1]).any())
+
+
+def front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Return the indices of the points that no other point dominates, in the order given.
+
+    Raises:
+        ValueError: A point holds NaN, or the points differ in length.
+    """
+    import numpy as np
+
+    values = _matrix(points)
+    if not len(values):
+        return []
+    return [int(index) for index in np.flatnonzero(_on_front(values))]
+
+
+def ranks(points: Sequence[Sequence[float]]) -> list[int]:
+    """Return each point's layer: 0 on the front, 1 on the front of what that leaves, and so on.
+
+    Raises:
+        ValueError: A point holds NaN, or the points differ in length.
+    """
+    import numpy as np
+
+    values = _matrix(points)
+    if not len(values):
+        return []
+    places = _places(values)
+    order = np.argsort(places.sum(axis=1), kind="stable")
+    sorted_places = places[order]
+    layers = np.zeros(len(values), dtype=np.intp)
+    for position, place in enumerate(sorted_places):
+        earlier = sorted_places[:position]
+        better = (earlier <= place).all(axis=1) & (earlier < place).any(axis=1)
+        # A point lies one layer below the deepest point that dominates it.
+        layers[position] = layers[:position][better].max(initial=-1) + 1
+    unsorted = np.empty_like(layers)
+    unsorted[order] = layers
+    return [int(layer) for layer in unsorted]
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """Return the volume that the points dominate up to `reference`, exactly.
+
+    One number for the front as a whole, comparable only between fronts with the same reference. A
+    point that is not better than the reference in every objective adds nothing. The cost grows
+    with the number of points to the power of the objectives less one: for hundreds, not thousands.
+
+    Raises:
+        ValueError: A NaN, points that differ in length, or a reference of another length.
+    """
+    values = _matrix([*points, reference])
+    corner, inside = values[-1], values[:-1]
+    if not len(corner):
+        raise ValueError("a hypervolume needs at least one objective")
+    inside = inside[(inside < corner).all(axis=1)]
+    if not len(inside):
+        return 0.0
+    return _volume(inside[_on_front(inside)], corner)
+
+
+def probability(
+    means: Sequence[Sequence[float]],
+    sds: Sequence[Sequence[float]],
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[float]:
+    """Return how often each point is on the front when its objectives vary, independently.
+
+    `sds` are the standard errors of `means`; a zero keeps a value, and so its ties, exactly.
+
+    Raises:
+        ValueError: A NaN, shapes that differ, a negative or infinite sd, or no draws.
+    """
+    import numpy as np
+
+    centre, scale = _matrix(means), _matrix(sds)
+    if centre.shape != scale.shape:
+        raise ValueError(f"{centre.shape} means do not go with {scale.shape} standard errors")
+    if (scale < 0).any() or not np.isfinite(scale).all():
+        raise ValueError("a standard error is negative or infinite")
+    if draws < 1:
+        raise ValueError("a probability needs at least one draw")
+    if not len(centre):
+        return []
+    possible = np.flatnonzero(_not_hopeless(centre - REACH * scale, centre + REACH * scale))
+    centre, scale = centre[possible], scale[possible]
+    random = np.random.default_rng(seed)
+    hits = np.zeros(len(means))
+    for _ in range(draws):
+        noise = random.standard_normal(centre.shape).clip(-REACH, REACH)
+        hits[possible] += _on_front(centre + scale * noise)
+    return [float(share) for share in hits / draws]
+
+
+def _matrix(points: Sequence[Sequence[float]]) -> Floats:
+    """Return the points as rows; refuse what has no place in a comparison."""
+    import numpy as np
+
+    if not len(points):
+        return np.empty((0, 0))
+    if len({len(point) for point in points}) > 1:
+        raise ValueError("points with different numbers of objectives cannot be compared")
+    values = np.asarray(points, dtype=np.float64)
+    if np.isnan(values).any():
+        raise ValueError("a point with NaN cannot be compared; leave incomplete points out")
+    return values
+
+
+def _places(values: Floats) -> Integers:
+    """Replace every value by its place among its column's distinct values.
+
+    Dominance is the same, and places can be added up where infinities could not.
+    """
+    import numpy as np
+
+    places = np.empty(values.shape, dtype=np.intp)
+    for column in range(values.shape[1]):
+        places[:, column] = np.unique(values[:, column], return_inverse=True)[1]
+    return places
+
+
+def _on_front(values: Floats) -> Booleans:
+    """Return one truth per row: what the first row that is left dominates goes at once.
+
+    Rows are taken by rising sum of places: whatever dominates a row has a smaller sum, so the first
+    of those that are left is always on the front.
+    """
+    import numpy as np
+
+    if not values.shape[1]:
+        return np.ones(len(values), dtype=np.bool_)
+    places = _places(values)
+    left = np.argsort(places.sum(axis=1), kind="stable")
+    found = np.zeros(len(values), dtype=np.bool_)
+    rows = places[left]
+    while len(left):
+        ties = (rows == rows[0]).all(axis=1)
+        found[left[ties]] = True
+        alive = (rows < rows[0]).any(axis=1)
+        left, rows = left[alive], rows[alive]
+    return found
+
+
+def _not_hopeless(best: Floats, worst: Floats) -> Booleans:
+    """Which rows could be on the front if they came out at their best and all others at worst."""
+    import numpy as np
+
+    rivals = worst[_on_front(worst)]
+    return np.array(
+        [not ((rivals <= row).all(axis=1) & (rivals < row).any(axis=1)).any() for row in best],
+        dtype=np.bool_,
+    )
+
+
+def _volume(values: Floats, corner: Floats) -> float:
+    """Add up slices along the last objective, each with the area of the points that reach it."""
+    if values.shape[1] == 1:
+        return float(corner[0] - values.min())
+    ordered = values[values[:, -1].argsort(kind="stable")]
+    edges: Any = [*ordered[1:, -1], corner[-1]]
+    total = 0.0
+    for count, (row, end) in enumerate(zip(ordered, edges, strict=True), start=1):
+        thickness = float(end - row[-1])
+        if thickness > 0:
+            reached = ordered[:count, :-1]
+            total += thickness * _volume(reached[_on_front(reached)], corner[:-1])
+    return total

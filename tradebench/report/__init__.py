@@ -1,0 +1,34 @@
+"""Reports: what a run found, as one self-contained page, Markdown, CSV and figures.
+
+Nothing heavy is imported before a report is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tradebench.store import Run
+
+__all__ = ["table", "write"]
+
+
+def write(run: Run, out: Path) -> list[Path]:
+    """Write index.html, report.md, trials.csv and every figure into `out`; return what was written.
+
+    Raises:
+        NothingToCompareError: The run holds no Result.
+    """
+    from tradebench.report.page import write as write_page
+
+    return write_page(run, out)
+
+
+def table(run: Run) -> RenderableType:
+    """Return the short table and the summary line that end a run on the terminal."""
+    from tradebench.report.terminal import table as terminal_table
+
+    return terminal_table(run)

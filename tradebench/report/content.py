@@ -1,0 +1,220 @@
+"""What page, Markdown and terminal show alike: the table, the endings, the environments."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from tradebench.report.fronts import MARKS, Z95, Group, Label
+from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
+from tradebench.report.units import Scale, clean, count, scale, show, title
+from tradebench.result import Environment, Status
+
+if TYPE_CHECKING:
+    from tradebench.store import Run
+
+MAX_COLUMNS = 12
+KIND_NOTES = {
+    "measured": "Every number here was measured on the hardware named under Environment.",
+    "predicted": "Every number here is a prediction; nothing was run on the hardware it is for.",
+    "published": "Every number here was published by others, under their own conditions.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One measurement of the table, with one unit for all its cells."""
+
+    name: str
+    title: str
+    scale: Scale
+
+    @property
+    def head(self) -> str:
+        """Title and unit."""
+        return f"{self.title}{self.scale.axis}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A number as text, the half-width of its 95 % interval, and the plain value to sort by."""
+
+    text: str = ""
+    plus_minus: str = ""
+    value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One point: what happened, where it stands, and its numbers."""
+
+    number: int
+    name: str
+    status: Status
+    status_text: str
+    reasons: tuple[str, ...]
+    label: Label
+    mark: str
+    standing: str
+    repeats: int
+    cells: tuple[Cell, ...]
+
+
+def columns(group: Group) -> tuple[Column, ...]:
+    """Return the objectives first, then memory, step time, throughput and accuracies."""
+    names = [each.name for each in group.objectives]
+    names += [*MEMORY, "step_seconds", "tokens_per_second", "train_loss"]
+    for task in group.tasks:
+        names += [f"accuracy_before.{task}", f"accuracy.{task}"]
+    found = []
+    for name in dict.fromkeys(names):
+        values = [p.estimates[name] for p in group.ok if name in p.estimates]
+        if values:
+            unit = scale(name, (each.value for each in values), values[0].unit)
+            found.append(Column(name=name, title=title(name), scale=unit))
+    return tuple(found[:MAX_COLUMNS])
+
+
+def rows(group: Group, shown: Iterable[Column]) -> tuple[Row, ...]:
+    """Return one row per point, in the group's order."""
+    wanted = tuple(shown)
+    return tuple(_row(group, point, wanted) for point in group.ordered)
+
+
+def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
+    standing = group.standing(point)
+    chance = standing.probability
+    return Row(
+        number=group.numbers[point.trial],
+        name=point.name,
+        status=point.status,
+        status_text=point.status_text,
+        reasons=point.reasons,
+        label=standing.label,
+        mark=MARKS[standing.label],
+        standing=standing.reason if chance is None else f"{standing.label}, P = {chance:.2f}",
+        repeats=len(point.results),
+        cells=tuple(_cell(group, point, column) for column in shown),
+    )
+
+
+def _cell(group: Group, point: Point, column: Column) -> Cell:
+    estimate = point.estimates.get(column.name)
+    if estimate is None:
+        return Cell()
+    unit = Scale(column.scale.factor, "")
+    error = Z95 * group.error(point, column.name)
+    return Cell(
+        text=unit.text(estimate.value),
+        plus_minus=f"± {unit.text(error, 2)}" if error else "",
+        value=estimate.value,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """One reason why points did not end well, and which points those are."""
+
+    status: str
+    reason: str
+    names: tuple[str, ...]
+
+
+def endings(group: Group) -> tuple[Ending, ...]:
+    """Return every reason once, with its points, failures first."""
+    found: dict[tuple[Status, str], list[str]] = {}
+    for point in group.ordered:
+        for result in point.results:
+            if result.status != "ok":
+                reason = clean(result.reason or "no reason was recorded")
+                names = found.setdefault((result.status, reason), [])
+                if point.name not in names:
+                    names.append(point.name)
+    ordered = sorted(found.items(), key=lambda item: SEVERITY.index(item[0][0]))
+    return tuple(
+        Ending(status=STATUS_WORDS[status], reason=reason, names=tuple(names))
+        for (status, reason), names in ordered
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One environment of the run: titled groups of facts, and how many Results were made in it."""
+
+    results: str
+    parts: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+def environments(run: Run) -> tuple[Setting, ...]:
+    """Return every environment that Results were made in, the most used first."""
+    found: dict[str, list[Environment]] = {}
+    for result in run.results:
+        found.setdefault(result.environment.key, []).append(result.environment)
+    ordered = sorted(found.values(), key=lambda each: -len(each))
+    return tuple(
+        Setting(results=count(len(each), "result"), parts=_parts(each[0])) for each in ordered
+    )
+
+
+def _parts(environment: Environment) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    parts: tuple[tuple[str, Mapping[str, Any]], ...] = (
+        ("Hardware", environment.hardware),
+        ("Software", environment.software),
+        ("Code", environment.code),
+        ("Variables", environment.variables),
+        ("Not known", environment.missing),
+    )
+    return tuple(
+        (name, tuple((clean(key), _fact(key, value)) for key, value in facts.items()))
+        for name, facts in parts
+        if facts
+    )
+
+
+def _fact(key: str, value: object) -> str:
+    if value is None:
+        return "not known"
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return show(key, value, "B")
+    return clean(str(value))
+
+
+def cautions(run: Run, groups: Iterable[Group]) -> tuple[str, ...]:
+    """Return what a reader of the numbers must know, each sentence once, with its points."""
+    points: dict[str, set[str]] = {}
+    for group in groups:
+        for point in group.points:
+            for result in point.results:
+                for warning in result.warnings:
+                    points.setdefault(clean(warning), set()).add(point.name)
+    found = [
+        f"{text} ({min(names) if len(names) == 1 else count(len(names), 'point')})"
+        for text, names in points.items()
+    ]
+    if len({result.environment.key for result in run.results}) > 1:
+        found.append(
+            "The points come from different environments: memory compares between machines with "
+            "the same device, step time does not."
+        )
+    return (*found, *(clean(problem) for problem in run.problems))
+
+
+def command(run: Run) -> str:
+    """Return the command line that runs this again."""
+    argv = [str(word) for word in run.header.get("argv") or ()]
+    if argv and PurePath(argv[0]).name in {"tradebench", "__main__.py"}:
+        argv = argv[1:]
+    return shlex.join(["tradebench", *argv]) if argv else ""
+
+
+def heading(run: Run) -> str:
+    """Return the suite's name."""
+    return clean(str(run.header.get("suite") or "tradebench"))
+
+
+def question(run: Run) -> str:
+    """Return the question that the suite asks."""
+    return clean(str(run.header.get("question") or ""))

@@ -1,0 +1,130 @@
+"""One setting at a time: what it does to memory, step time and accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from tradebench.report.fronts import Group
+from tradebench.report.series import Axis, Series, chosen
+from tradebench.report.style import (
+    COLOURS,
+    INTERVALS,
+    SHAPES,
+    Picture,
+    drawable,
+    drawing,
+    save,
+    whiskers,
+)
+from tradebench.report.tables import Estimate, accuracy_note
+from tradebench.report.units import count, listed, scale, title
+
+MAX_TASKS = 4
+
+
+def series_figure(
+    group: Group, axis: Axis, lines: Sequence[Series], name: str, out: Path
+) -> Picture | None:
+    """Draw what one setting does to memory, time and accuracy, every other setting equal."""
+    metrics = _metrics(group, lines)
+    if not metrics:
+        return None
+    drawn = chosen(lines)
+    columns = min(len(metrics), 3)
+    rows = math.ceil(len(metrics) / columns)
+    with drawing(name):
+        size = (3.7 * columns + (1.4 if columns == 1 else 0), 3.0 * rows + 0.5 + 0.18 * len(drawn))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, metric in zip(panels, metrics, strict=False):
+            _series_panel(axes, axis, drawn, metric)
+        for axes in panels[len(metrics) :]:
+            axes.set_axis_off()
+        handles = [
+            Line2D([], [], color=COLOURS[at], marker=SHAPES[at], label=drawable(line.name, 70))
+            for at, line in enumerate(drawn)
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower left", title="Equal in every point of a line"
+        ).set_alignment("left")
+        heading = f"What changes with {axis.title[0].lower()}{axis.title[1:]}"
+        return save(
+            figure,
+            name,
+            out,
+            title=heading,
+            caption=_series_caption(group, metrics, drawn, lines),
+            alt=f"{heading}: {listed(title(metric).lower() for metric in metrics)} in "
+            f"{count(len(drawn), 'line')}.",
+        )
+
+
+def _metrics(group: Group, lines: Sequence[Series]) -> list[str]:
+    """Return what to draw over a setting: what two points of one line have a value for."""
+    objectives = [f"accuracy.{task}" for task in group.tasks]
+    wanted = {each.name for each in group.objectives}
+    accuracies = sorted(objectives, key=lambda name: name not in wanted)[:MAX_TASKS]
+    names = [name for name in (group.memory, "step_seconds", *accuracies) if name]
+    return [
+        name
+        for name in names
+        if any(sum(name in point.estimates for _, point in line.points) > 1 for line in lines)
+    ]
+
+
+def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) -> None:
+    found: list[Estimate] = [
+        point.estimates[metric]
+        for line in lines
+        for _, point in line.points
+        if metric in point.estimates
+    ]
+    unit = scale(metric, (each.value for each in found), found[0].unit)
+    ticks = sorted({x for line in lines for x, _ in line.points})
+    for at, line in enumerate(lines):
+        here = [(x, p.estimates[metric]) for x, p in line.points if metric in p.estimates]
+        axes.plot(
+            [x for x, _ in here],
+            [each.value / unit.factor for _, each in here],
+            color=COLOURS[at],
+            marker=SHAPES[at],
+            markersize=5.5,
+            linewidth=1.5,
+            zorder=3,
+        )
+        for x, each in here:
+            whiskers(axes, x, each, unit, COLOURS[at], upright=True)
+    if axis.log:
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel(drawable(axis.title))
+    axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
+    if not metric.startswith("accuracy"):
+        axes.set_ylim(bottom=0)
+
+
+def _series_caption(
+    group: Group, metrics: Sequence[str], drawn: Sequence[Series], lines: Sequence[Series]
+) -> str:
+    parts = ["The points of a line differ in this setting only.", INTERVALS]
+    repeats = sorted(
+        {len(e.values) for s in drawn for _, p in s.points for e in p.estimates.values()}
+    )
+    if repeats:
+        parts.append(
+            f"Repeats per point: {' to '.join(map(str, repeats[:: max(1, len(repeats) - 1)]))}."
+        )
+    if len(lines) > len(drawn):
+        parts.append(f"The {len(drawn)} longest of {len(lines)} lines are drawn.")
+    if any(metric.startswith("accuracy") for metric in metrics):
+        parts.append(accuracy_note(group.model))
+    return " ".join(parts)

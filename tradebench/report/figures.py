@@ -1,0 +1,22 @@
+"""Every figure of a report, as SVG and PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tradebench.report import bars, curves, scatter
+from tradebench.report.fronts import Group
+from tradebench.report.series import series
+from tradebench.report.style import Picture
+
+
+def draw(group: Group, out: Path, suffix: str = "") -> list[Picture]:
+    """Draw every figure that the group has values for."""
+    pictures = [scatter.pareto_figure(group, f"pareto{suffix}", out)]
+    for axis, lines in series(group).items():
+        name = f"series-{axis.slot}-{axis.field}{suffix}"
+        pictures.append(curves.series_figure(group, axis, lines, name, out))
+    pictures.append(bars.memory_figure(group, f"memory{suffix}", out))
+    pictures += bars.accuracy_figures(group, f"accuracy{suffix}", out)
+    pictures.append(bars.time_figure(group, f"time{suffix}", out))
+    return [picture for picture in pictures if picture is not None]

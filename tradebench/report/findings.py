@@ -1,0 +1,152 @@
+"""What a run found, in sentences, each computed from its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tradebench.report.fronts import Z95, Group
+from tradebench.report.series import bits
+from tradebench.report.tables import SEVERITY, STATUS_WORDS, Point
+from tradebench.report.units import count, listed, show, title
+from tradebench.result import Status
+
+MAX_TWINS = 2
+
+
+def findings(group: Group) -> list[str]:
+    """Return the group's findings, the plainest first."""
+    sentences = [_coverage(group), _front(group), _smallest(group)]
+    goals = [each.name for each in group.objectives if each.name.startswith("accuracy.")]
+    goals = goals or [f"accuracy.{task}" for task in group.tasks[:1]] or ["step_seconds"]
+    sentences += [_best(group, goal) for goal in goals]
+    if group.absent:
+        names = listed(title(name).lower() for name in group.absent)
+        sentences.append(f"No point of this run has a value for {names}.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def _coverage(group: Group) -> str:
+    ended = Counter(point.status for point in group.points)
+    parts = listed(f"{ended[each]} {STATUS_WORDS[each]}" for each in _order() if ended[each])
+    return f"{count(len(group.points), 'point')} {group.title}: {parts}."
+
+
+def _order() -> list[Status]:
+    return ["ok", *(status for status in SEVERITY if status != "ok")]
+
+
+def _front(group: Group) -> str:
+    if len(group.objectives) < 2:
+        return ""
+    names = listed(title(each.name).lower() for each in group.objectives)
+    sure, possible = len(group.labelled("front")), len(group.labelled("possible"))
+    text = f"The Pareto front over {names} has {count(sure, 'point')}"
+    if possible:
+        text += f", and the noise of the measurements does not rule out {possible} more"
+    return f"{text}."
+
+
+def _smallest(group: Group) -> str:
+    """Name the smallest point, and how far below the untouched model it is."""
+    name = group.memory
+    found = [point for point in group.ok if name in point.estimates and point.status == "ok"]
+    if name is None or not found:
+        return ""
+    best = min(found, key=lambda point: point.estimates[name].value)
+    estimate = best.estimates[name]
+    text = (
+        f"Smallest {title(name).lower()}: {best.name} with "
+        f"{show(name, estimate.value, estimate.unit)}"
+    )
+    start = baseline(found)
+    if start is not None and start is not best and start.estimates[name].value > 0:
+        share = 1 - estimate.value / start.estimates[name].value
+        text += f", {share:.0%} less than {start.name}"
+    return f"{text}."
+
+
+def baseline(found: Sequence[Point]) -> Point | None:
+    """Return the point without techniques, other than the precision of its weights."""
+    plain = [point for point in found if set(point.settings) <= {"precision"}]
+    return max(plain, key=lambda point: bits(point) or 0.0, default=None)
+
+
+def _best(group: Group, goal: str) -> str:
+    """Name the best point that meets every limit, and smaller ones that cannot be told from it."""
+    found = [point for point in group.ok if goal in point.estimates and point.status == "ok"]
+    if not found:
+        return ""
+    within = listed(f"{title(each.name).lower()} {each.limit_text}" for each in group.limits)
+    allowed = [point for point in found if group.meets_limits(point)]
+    if not allowed:
+        return f"No point meets {within}."
+    best = min(allowed, key=lambda point: point.estimates[goal].cost)
+    verb = "Fastest step" if goal == "step_seconds" else f"Best {title(goal).lower()}"
+    text = (
+        f"{verb}{f' within {within}' if within else ''}: {best.name} ({_facts(group, best, goal)})."
+    )
+    twins = [point for point in allowed if _smaller_twin(group, point, best, goal)]
+    if twins:
+        twins.sort(key=lambda point: point.estimates[group.memory or ""].value)
+        named = listed(f"{each.name} ({_facts(group, each, goal)})" for each in twins[:MAX_TWINS])
+        text += f" Smaller and not distinguishable from it: {named}"
+        text += f", and {len(twins) - MAX_TWINS} more." if len(twins) > MAX_TWINS else "."
+    return text
+
+
+def _smaller_twin(group: Group, point: Point, best: Point, goal: str) -> bool:
+    name = group.memory
+    if name is None or point is best or name not in point.estimates or name not in best.estimates:
+        return False
+    error = math.hypot(group.error(point, goal), group.error(best, goal))
+    gap = abs(point.estimates[goal].value - best.estimates[goal].value)
+    return point.estimates[name].value < best.estimates[name].value and gap <= Z95 * error
+
+
+def _facts(group: Group, point: Point, goal: str) -> str:
+    """Return the goal with its 95 % interval, then memory and step time."""
+    estimate = point.estimates[goal]
+    text = show(goal, estimate.value, estimate.unit)
+    error = Z95 * group.error(point, goal)
+    facts = [f"{text} ± {show(goal, error, estimate.unit, 2)}" if error else text]
+    for name in dict.fromkeys([group.memory, "step_seconds"]):
+        if name and name != goal and name in point.estimates:
+            facts.append(show(name, point.estimates[name].value, point.estimates[name].unit))
+    return ", ".join(facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionError:
+    """A memory that was both predicted and measured."""
+
+    name: str
+    measurement: str
+    predicted: str
+    measured: str
+    error: float
+
+
+def prediction_errors(groups: Sequence[Group]) -> list[PredictionError]:
+    """Return how far predictions are from measurements of the same point, worst first."""
+    measured = {p.trial: p for group in groups if group.kind == "measured" for p in group.ok}
+    found = []
+    for group in groups:
+        for point in group.ok if group.kind == "predicted" else ():
+            twin = measured.get(point.trial)
+            shared = [name for name in (group.memory, "step_seconds") if name]
+            for name in shared if twin is not None else ():
+                ours, theirs = point.estimates.get(name), twin and twin.estimates.get(name)
+                if ours and theirs and theirs.value:
+                    found.append(
+                        PredictionError(
+                            name=point.name,
+                            measurement=title(name),
+                            predicted=show(name, ours.value, ours.unit),
+                            measured=show(name, theirs.value, theirs.unit),
+                            error=ours.value / theirs.value - 1,
+                        )
+                    )
+    return sorted(found, key=lambda each: -abs(each.error))

@@ -1,0 +1,130 @@
+"""The report as Markdown, short enough for a pull request's comment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tradebench.report import content
+from tradebench.report.findings import prediction_errors
+from tradebench.report.units import count, shorten
+
+if TYPE_CHECKING:
+    from tradebench.report.page import Section
+    from tradebench.store import Run
+
+# GitHub takes comments of up to 65,536 characters.
+MAX_CHARACTERS = 60_000
+MAX_NAME = 120
+MAX_REASON = 400
+MAX_NAMES = 8
+CUT = "\n\nCut here to stay under {} characters; index.html and trials.csv hold everything.\n"
+
+
+def text(run: Run, sections: Sequence[Section]) -> str:
+    """Return the whole report, cut with a sentence where it would be too long."""
+    blocks = [f"# {escape(content.heading(run))}", escape(content.question(run))]
+    kinds = list(dict.fromkeys(section.group.kind for section in sections))
+    if len(kinds) > 1:
+        blocks.append(f"This run holds {' and '.join(kinds)} numbers, each kind on its own.")
+    for section in sections:
+        blocks += _section(section)
+    blocks += _predictions(sections)
+    blocks += _rest(run, sections)
+    return _cut([block for block in blocks if block])
+
+
+def escape(value: str) -> str:
+    """Return the text so that Markdown shows it as it is."""
+    plain = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", plain)
+
+
+def _section(section: Section) -> list[str]:
+    blocks = [
+        f"## {escape(section.group.title)}",
+        escape(" ".join(section.findings)),
+        f"*{section.kind_note}* {escape(section.accuracy_note)}".strip(),
+    ]
+    for picture in section.pictures:
+        image = next(path.name for path in picture.paths if path.suffix == ".png")
+        blocks.append(f"### {escape(picture.title)}")
+        blocks.append(f"![{escape(shorten(picture.alt, 300))}]({image})")
+        blocks.append(escape(picture.caption))
+    blocks.append("### Every point")
+    blocks.append(
+        "● on the Pareto front with P ≥ 0.9; ◐ P from 0.1 to 0.9; ○ less; · not comparable. "
+        "± is the half-width of the 95 % interval."
+    )
+    blocks += _table(section)
+    if section.endings:
+        blocks.append("### Points that did not end well, and why")
+        blocks.append("\n".join(_ending(each) for each in section.endings))
+    return blocks
+
+
+def _table(section: Section) -> list[str]:
+    """Return the table as one block, with a row per point."""
+    heads = ["No.", "Front", "Point", "Status", *(column.head for column in section.columns)]
+    lines = [_line(map(escape, heads)), _line(["---"] * 4 + ["---:"] * len(section.columns))]
+    for row in section.rows:
+        cells = (f"{cell.text} {cell.plus_minus}".strip() for cell in row.cells)
+        name = escape(shorten(row.name, MAX_NAME))
+        lines.append(_line([str(row.number), row.mark, name, row.status_text, *cells]))
+    return ["\n".join(lines)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ending(ending: content.Ending) -> str:
+    names = ", ".join(escape(shorten(name, MAX_NAME)) for name in ending.names[:MAX_NAMES])
+    more = len(ending.names) - MAX_NAMES
+    also = f" and {more} more" if more > 0 else ""
+    points = count(len(ending.names), "point")
+    reason = escape(shorten(ending.reason, MAX_REASON))
+    return f"- **{ending.status}** ({points}): {reason}: {names}{also}"
+
+
+def _predictions(sections: Sequence[Section]) -> list[str]:
+    errors = prediction_errors([section.group for section in sections])
+    if not errors:
+        return []
+    lines = [_line(["Point", "Quantity", "Predicted", "Measured", "Error"])]
+    lines.append(_line(["---", "---", "---:", "---:", "---:"]))
+    for each in errors:
+        name = escape(shorten(each.name, MAX_NAME))
+        numbers = (each.predicted, each.measured, f"{each.error:+.2%}")
+        lines.append(_line([name, each.measurement, *numbers]))
+    return ["## Predictions against measurements", "\n".join(lines)]
+
+
+def _rest(run: Run, sections: Sequence[Section]) -> list[str]:
+    blocks = ["## Environment"]
+    for environment in content.environments(run):
+        facts = [
+            f"- {part}: " + "; ".join(f"{escape(name)} {escape(fact)}" for name, fact in known)
+            for part, known in environment.parts
+        ]
+        blocks.append("\n".join([f"{environment.results} made here:", "", *facts]))
+    cautions = content.cautions(run, [section.group for section in sections])
+    if cautions:
+        blocks.append("## Warnings")
+        blocks.append("\n".join(f"- {escape(shorten(each, MAX_REASON))}" for each in cautions))
+    command = content.command(run)
+    if command:
+        blocks.append("## How to run it again")
+        blocks.append(f"    {command}")
+    return blocks
+
+
+def _cut(blocks: Sequence[str]) -> str:
+    """Keep whole lines from the start, and say where lines were left out."""
+    whole = "\n\n".join(blocks) + "\n"
+    if len(whole) < MAX_CHARACTERS:
+        return whole
+    note = CUT.format(f"{MAX_CHARACTERS:,}")
+    kept = whole[: MAX_CHARACTERS - len(note) - 1]
+    return kept[: kept.rfind("\n")].rstrip() + note

@@ -1,0 +1,115 @@
+"""One page that needs nothing else: no network, no other file, drawings and styles inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+from markupsafe import Markup
+
+from tradebench import __version__
+from tradebench.errors import NothingToCompareError
+from tradebench.report import content, figures, findings, markdown
+from tradebench.report.fronts import Group, groups
+from tradebench.report.style import Picture
+from tradebench.report.tables import accuracy_note, frame
+from tradebench.report.units import count
+
+if TYPE_CHECKING:
+    from tradebench.store import Run
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Everything about one group of comparable points, ready to be laid out."""
+
+    group: Group
+    findings: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    columns: tuple[content.Column, ...]
+    rows: tuple[content.Row, ...]
+    endings: tuple[content.Ending, ...]
+
+    @property
+    def kind_note(self) -> str:
+        """What kind of evidence this is, in a sentence."""
+        return content.KIND_NOTES[self.group.kind]
+
+    @property
+    def accuracy_note(self) -> str:
+        """Whose accuracy this is; empty where there is none."""
+        return accuracy_note(self.group.model) if self.group.tasks else ""
+
+
+def write(run: Run, out: Path) -> list[Path]:
+    """Write page, Markdown, CSV and figures into `out`; return the paths, the page first.
+
+    Raises:
+        NothingToCompareError: The run holds no Result.
+    """
+    if not run.results:
+        raise NothingToCompareError(f"{run.directory} holds no result yet: nothing to report")
+    out.mkdir(parents=True, exist_ok=True)
+    sections = _sections(run, out)
+    page, text, table = out / "index.html", out / "report.md", out / "trials.csv"
+    page.write_text(_html(run, sections), encoding="utf-8")
+    text.write_text(markdown.text(run, sections), encoding="utf-8")
+    frame(run).to_csv(table, index=False, lineterminator="\n")
+    drawn = [path for section in sections for each in section.pictures for path in each.paths]
+    return [page, text, table, *drawn]
+
+
+def _sections(run: Run, out: Path) -> list[Section]:
+    sections: list[Section] = []
+    for number, group in enumerate(groups(run)):
+        shown = content.columns(group)
+        section = Section(
+            group=group,
+            findings=tuple(findings.findings(group)),
+            # The first group has the plain names; kinds and models never share a figure.
+            pictures=tuple(figures.draw(group, out, f"-{group.kind}-{number}" if number else "")),
+            columns=shown,
+            rows=content.rows(group, shown),
+            endings=content.endings(group),
+        )
+        sections.append(section)
+    return sections
+
+
+def _html(run: Run, sections: Sequence[Section]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    found = [section.group for section in sections]
+    return environment.get_template("page.html.j2").render(
+        title=content.heading(run),
+        question=content.question(run),
+        sections=sections,
+        kinds=list(dict.fromkeys(group.kind for group in found)),
+        errors=findings.prediction_errors(found),
+        environments=content.environments(run),
+        cautions=content.cautions(run, found),
+        command=content.command(run),
+        suite_text=str(run.header.get("suite_text") or ""),
+        header=run.header,
+        total=count(len(run.results), "result"),
+        version=__version__,
+        # Our own files and drawings, whose texts matplotlib has escaped.
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=digest,
+        svg=Markup,
+    )

@@ -1,0 +1,228 @@
+"""One setting at a time: points that differ in one setting only, every other setting equal.
+
+What a technique costs is the difference between two points that it alone tells apart. Series are
+found in whatever grid was run: any numeric setting that varies while all else stays is an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tradebench.report.fronts import Group
+from tradebench.report.tables import Point, differing
+from tradebench.report.units import clean
+from tradebench.result import canonical_json
+
+# Bits that one stored weight takes. A quantized model's come from its quantization; without one,
+# from its precision. Autocast methods store fp32 weights and compute in 16 bits: two differences
+# from fp32, so they start series of their own.
+PRECISION_BITS: Mapping[str | None, float] = {None: 32, "fp32": 32, "bf16": 16}
+QUANTIZATION_BITS: Mapping[str, float] = {"int8": 8, "nf4": 4, "fp4": 4, "fp8": 8}
+MAX_SERIES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A numeric setting. `off` is its value where the slot is off, if that is a value at all."""
+
+    slot: str
+    field: str
+    title: str
+    off: float | None = None
+    log: bool = False
+
+
+BITS = Axis(slot="quantization", field="bits", title="Bits per weight", log=True)
+AXES = (
+    Axis(slot="pruning", field="sparsity", title="Sparsity (share of weights set to 0)", off=0),
+    Axis(slot="adapters", field="rank", title="Adapter rank", log=True),
+    Axis(slot="checkpointing", field="ratio", title="Share of layers recomputed", off=0),
+    Axis(slot="low_rank", field="rank", title="Rank of the factored weights", log=True),
+    Axis(slot="sharding", field="degree", title="Devices sharded over", off=1, log=True),
+    Axis(slot="data", field="fraction", title="Share of the data used", off=1),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Points along one axis, by rising setting; `name` is what they have in common."""
+
+    axis: Axis
+    name: str
+    points: tuple[tuple[float, Point], ...]
+
+
+def series(group: Group) -> dict[Axis, tuple[Series, ...]]:
+    """Return every series of two or more points, by axis; the known axes first."""
+    found: dict[Axis, list[Series]] = {BITS: _bits(group.ok), **{axis: [] for axis in AXES}}
+    for axis, members in _numeric(group.ok):
+        found.setdefault(axis, []).append(Series(axis=axis, name=_shared(members), points=members))
+    return {axis: _told_apart(lines) for axis, lines in found.items() if lines}
+
+
+def chosen(lines: Sequence[Series]) -> tuple[Series, ...]:
+    """Return the series to draw: those with the most points, the plainest contexts first."""
+    ranked = sorted(
+        lines, key=lambda line: (-len(line.points), min(len(p.settings) for _, p in line.points))
+    )
+    return tuple(ranked[:MAX_SERIES])
+
+
+def bits(point: Point) -> float | None:
+    """Return the bits that one stored weight of the model takes, where that is known."""
+    quantization = point.settings.get("quantization")
+    if quantization is None:
+        return PRECISION_BITS.get(_method(point, "precision"))
+    given = quantization.get("bits")
+    return float(given) if given else QUANTIZATION_BITS.get(str(quantization.get("method")))
+
+
+def _numeric(found: Iterable[Point]) -> Iterable[tuple[Axis, tuple[tuple[float, Point], ...]]]:
+    """Find every set of points that agree in all but one numeric field of one slot."""
+    known = {(axis.slot, axis.field): axis for axis in AXES}
+    by_context = {_context(point): point for point in found}
+    buckets: dict[tuple[str, str, str], dict[float, Point]] = {}
+    without: dict[tuple[str, str, str], str] = {}
+    for point in by_context.values():
+        for slot, fields in point.settings.items():
+            for field, value in fields.items():
+                if not _is_number(value) or (slot, field) == (BITS.slot, BITS.field):
+                    continue
+                key = (slot, field, _context(point, slot, field))
+                buckets.setdefault(key, {})[float(value)] = point
+                without[key] = _context(point, slot)
+    for key, bucket in buckets.items():
+        slot, field, _ = key
+        axis = known.get((slot, field)) or Axis(
+            slot=slot, field=field, title=clean(f"{slot} {field}".replace("_", " ")).capitalize()
+        )
+        off = by_context.get(without[key])
+        if axis.off is not None and off is not None:
+            bucket.setdefault(axis.off, off)
+        if len(bucket) > 1:
+            yield axis, tuple(sorted(bucket.items(), key=lambda item: item[0]))
+
+
+def _bits(found: Iterable[Point]) -> list[Series]:
+    """Follow weights from 32 bits down to few, changing precision or quantization at each step.
+
+    Quantized points join the unquantized one of the same precision, and that one its wider
+    neighbours; two methods with equally many bits are two series.
+    """
+    contexts: dict[str, list[Point]] = {}
+    for point in found:
+        if bits(point) is not None or _method(point, "quantization"):
+            key = _context(point, "quantization", other="precision")
+            contexts.setdefault(key, []).append(point)
+    lines = []
+    for members in contexts.values():
+        dense = [point for point in members if "quantization" not in point.settings]
+        packed = [point for point in members if "quantization" in point.settings]
+        lanes = [_with_dense(lane, dense) for lane in _lanes(packed)] or [_with_dense([], dense)]
+        for lane in lanes:
+            placed = sorted(((bits(point) or 0.0, point) for point in lane), key=lambda it: it[0])
+            if len({x for x, _ in placed}) > 1:
+                lines.append(Series(axis=BITS, name=_shared(placed), points=tuple(placed)))
+    return lines
+
+
+def _lanes(packed: Sequence[Point]) -> list[list[Point]]:
+    """Split quantized points so that each lane has one precision and one point per width."""
+    lanes: list[list[Point]] = []
+    for point in packed:
+        if bits(point) is None:
+            continue
+        lane = next(
+            (
+                lane
+                for lane in lanes
+                if _method(lane[0], "precision") == _method(point, "precision")
+                and bits(point) not in {bits(other) for other in lane}
+            ),
+            None,
+        )
+        if lane is None:
+            lanes.append([point])
+        else:
+            lane.append(point)
+    return lanes
+
+
+def _with_dense(lane: list[Point], dense: Sequence[Point]) -> list[Point]:
+    """Add the unquantized point of the lane's own precision, and the wider ones above it."""
+    by_width = {width: point for point in dense if (width := bits(point)) is not None}
+    if not lane:
+        return list(by_width.values())
+    precision = _method(lane[0], "precision")
+    own = next((point for point in dense if _method(point, "precision") == precision), None)
+    if own is None:
+        return lane
+    width = bits(own)
+    if width is None:
+        return lane
+    return [*lane, own, *(point for wide, point in by_width.items() if wide > width)]
+
+
+def _method(point: Point, slot: str) -> str | None:
+    fields = point.settings.get(slot)
+    return None if fields is None else str(fields.get("method"))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _context(
+    point: Point, slot: str | None = None, field: str | None = None, other: str | None = None
+) -> str:
+    """Everything about a point but one slot, or one field of it, and but the `other` slot."""
+    first = point.results[0]
+    settings: dict[str, Any] = {
+        name: dict(fields) for name, fields in first.settings.items() if name != other
+    }
+    if slot is not None and field is not None:
+        del settings[slot][field]
+    elif slot is not None:
+        settings.pop(slot, None)
+    return canonical_json(
+        {"budget": dict(first.budget), "evaluate": dict(first.evaluate), "settings": settings}
+    )
+
+
+def _shared(members: Iterable[tuple[float, Point]]) -> str:
+    """Return the parts of the labels that all members have."""
+    labels = [clean(point.results[0].label).split(" + ") for _, point in members]
+    common = [part for part in labels[0] if all(part in other for other in labels[1:])]
+    return " + ".join(common) or "no other technique"
+
+
+def _told_apart(lines: Sequence[Series]) -> tuple[Series, ...]:
+    """Name what tells series apart where their names alone do not."""
+    by_name: dict[str, list[Series]] = {}
+    for line in lines:
+        by_name.setdefault(line.name, []).append(line)
+    named = []
+    for line in lines:
+        twins = by_name[line.name]
+        if len(twins) > 1:
+            last = {id(twin): _telling(twin).results[0] for twin in twins}
+            own = f"{line.axis.slot}.{line.axis.field}="
+            knobs = [
+                knob
+                for knob in differing(last[id(line)], list(last.values()))
+                if not knob.startswith(own)
+            ]
+            line = Series(
+                axis=line.axis,
+                name=f"{line.name} ({', '.join(knobs) or line.points[0][1].trial})",
+                points=line.points,
+            )
+        named.append(line)
+    return tuple(named)
+
+
+def _telling(line: Series) -> Point:
+    """Return the point whose settings speak for the line: one where its slot is on."""
+    return next((p for _, p in line.points if line.axis.slot in p.settings), line.points[0][1])

@@ -1,0 +1,128 @@
+"""How every figure looks, and how it becomes the same bytes each time it is drawn."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+
+from tradebench.report.tables import Estimate
+from tradebench.report.units import Scale, clean, shorten
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too pale for lines.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#767676"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+CATEGORY_COLOURS: Mapping[str, str] = {
+    "weights": BLUE,
+    "gradients": VERMILLION,
+    "optimizer": ORANGE,
+    "activations": GREEN,
+    "communication": PURPLE,
+    "temporaries": SKY,
+    "other": "#999999",
+}
+INTERVALS = (
+    "Thick bar: lowest to highest repeat. "
+    "Thin bar: 95 % interval within one run (its steps or test items)."
+)
+
+MAX_NAME = 46
+STYLE: Mapping[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    # A name may hold a dollar sign, and it means a dollar sign.
+    "text.parse_math": False,
+    # Text stays text: it can be searched, selected and read aloud.
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One finished figure: its files, its drawing for a page, and what it says in words."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    svg: str
+    paths: tuple[Path, ...]
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[None]:
+    """Draw with the style of the reports, whatever style the user's own matplotlibrc asks for."""
+    with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": name}]):
+        yield
+
+
+def save(figure: Figure, name: str, out: Path, title: str, caption: str, alt: str) -> Picture:
+    """Write `name`.svg and `name`.png into `out`, without dates or versions in them."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    paths = (out / f"{name}.svg", out / f"{name}.png")
+    paths[0].write_text(svg, encoding="utf-8")
+    figure.savefig(paths[1], format="png", metadata={"Software": None})
+    return Picture(
+        name=name, title=title, caption=caption, alt=alt, svg=_inline(svg, name), paths=paths
+    )
+
+
+def _inline(svg: str, name: str) -> str:
+    """Cut the SVG down to its element; several drawings on a page must not share an id."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r'\b(id=")', rf"\1{name}-", body)
+    body = re.sub(r"(url\(#)", rf"\1{name}-", body)
+    return re.sub(r'(href="#)', rf"\1{name}-", body)
+
+
+def drawable(text: str, length: int = MAX_NAME) -> str:
+    """Return the text on one short line, with a box for every character that the font lacks."""
+    known = _characters()
+    return shorten("".join(c if ord(c) in known else "□" for c in clean(text)), length)
+
+
+@lru_cache(maxsize=1)
+def _characters() -> frozenset[int]:
+    return frozenset(get_font(findfont(str(STYLE["font.family"]))).get_charmap())
+
+
+def whiskers(
+    axes: Axes, at: float, estimate: Estimate, scale: Scale, colour: str, upright: bool
+) -> None:
+    """Draw a quantity's uncertainty: a thin bar within one run, a thick one over its repeats."""
+    draw = axes.vlines if upright else axes.hlines
+    for bounds, width in ((estimate.interval, 1.0), (estimate.spread, 3.2)):
+        if bounds is not None:
+            low, high = (bound / scale.factor for bound in bounds)
+            draw(at, low, high, colors=colour, linewidth=width, zorder=2.5, alpha=0.75)

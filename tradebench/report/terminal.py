@@ -1,0 +1,65 @@
+"""The short table that ends a run on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tradebench.report.content import Column, columns, rows
+from tradebench.report.fronts import Group, groups
+from tradebench.report.units import count, listed, shorten, title
+
+if TYPE_CHECKING:
+    from tradebench.store import Run
+
+MAX_NAME = 60
+STATUS_STYLES = {"ok": "green", "skipped": "dim", "failed": "red"}
+
+
+def table(run: Run) -> RenderableType:
+    """Return a table and a summary line for every kind of evidence in the run."""
+    found = groups(run)
+    if not found:
+        return Text("No point has a result yet.")
+    return Stack(*(part for group in found for part in (_table(group), Text(summary(group)))))
+
+
+def summary(group: Group) -> str:
+    """Return the front in one line."""
+    if not group.objectives:
+        return "No point has a value for any objective, so there is no front."
+    names = listed(title(each.name).lower() for each in group.objectives)
+    sure, possible = group.labelled("front"), group.labelled("possible")
+    text = f"Front over {names}: {count(len(sure), 'point')}"
+    return f"{text}, {len(possible)} more possible." if possible else f"{text}."
+
+
+def _table(group: Group) -> Table:
+    shown = _few(columns(group), group)
+    drawn = Table(title=group.title, title_justify="left", box=None, pad_edge=False)
+    drawn.add_column("")
+    drawn.add_column("point", overflow="fold", min_width=16)
+    drawn.add_column("status")
+    for column in shown:
+        drawn.add_column(f"{column.title}\n{column.scale.unit}", justify="right")
+    for row in rows(group, shown):
+        drawn.add_row(
+            row.mark,
+            # Text, not a string: a name is never read as markup.
+            Text(shorten(row.name, MAX_NAME)),
+            Text(row.status_text, style=STATUS_STYLES.get(row.status, "yellow")),
+            *(Text(f"{cell.text} {cell.plus_minus}".strip()) for cell in row.cells),
+        )
+    return drawn
+
+
+def _few(found: tuple[Column, ...], group: Group) -> tuple[Column, ...]:
+    """Keep objectives, one memory, step time and the accuracies after training."""
+    wanted = {each.name for each in group.objectives} | {group.memory, "step_seconds"}
+    return tuple(
+        column for column in found if column.name in wanted or column.name.startswith("accuracy.")
+    )

@@ -1,0 +1,72 @@
+"""Engines: where jobs run. An engine neither judges nor retries; the supervisor does both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tradebench.result import Heartbeat
+from tradebench.runner.job import Isolation, Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The attempt `key` has a process, `pid`, on the machine where it runs."""
+
+    key: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """A sign of life from the attempt `key`."""
+
+    key: str
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The attempt `key` has no process left.
+
+    It ended by `exit` code or by `signal`. `cause` is what the engine itself knows: it killed the
+    attempt because it held `held_bytes`, the kernel's memory killer took it, or it lost sight of
+    it.
+    """
+
+    key: str
+    exit: int | None = None
+    signal: int | None = None
+    cause: Literal["memory_cap", "memory_kill", "lost"] | None = None
+    held_bytes: int | None = None
+
+
+Event = Started | Beat | Ended
+
+
+class Engine(Protocol):
+    """Runs jobs that lie in their directories; a job's Result comes back by file.
+
+    Every submitted job brings exactly one `Ended`, whatever happens to it.
+    """
+
+    @property
+    def slots(self) -> int:
+        """How many jobs may be in flight at once."""
+
+    @property
+    def isolation(self) -> Isolation:
+        """How the next job's process will be made."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job, whose directory has been written."""
+
+    def poll(self, timeout: float) -> Sequence[Event]:
+        """What has happened since the last call; waits up to `timeout` seconds for something."""
+
+    def cancel(self, key: str) -> None:
+        """End a job and all that it started; its `Ended` follows."""
+
+    def close(self) -> None:
+        """End everything, and leave no process behind."""

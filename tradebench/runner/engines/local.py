@@ -1,0 +1,214 @@
+"""The local engine: one trial at a time on this machine, forked from a warm template or fresh."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tradebench.errors import UserError
+from tradebench.result import Heartbeat
+from tradebench.runner import process
+from tradebench.runner.client import Template, TemplateError
+from tradebench.runner.engines import Beat, Ended, Event, Started
+from tradebench.runner.job import PRELOAD, Isolation, Job
+
+# Reading a process's memory takes 0.02 ms; five times a second does not disturb what it measures.
+_WATCH_SECONDS = 0.2
+
+# A killed process can hang in the kernel (a dead file server, a driver); then it is given up.
+_GRACE_SECONDS = 30.0
+
+
+@dataclass
+class _Flight:
+    """A job in the air: the supervisor's ends of its three pipes, and what has been heard."""
+
+    job: Job
+    lifeline: int
+    report: int
+    beats: int
+    memory_kills: int
+    pid: int | None = None
+    baseline: int | None = None
+    status: int | None = None
+    held: int | None = None
+    cancelled: float | None = None
+    unread: dict[int, bytes] = field(default_factory=dict)
+
+
+class LocalEngine:
+    """Runs jobs on this machine, each under a guard that ends with this process.
+
+    `isolation` is `fork`, `exec` or `auto`: fork where the warm template finds that safe, else
+    exec. The reason for falling back is `fallback`. `variables` are set for all workers.
+
+    Raises:
+        UserError: forks were asked for and are not safe here.
+    """
+
+    slots = 1
+
+    def __init__(
+        self,
+        log: Path,
+        *,
+        isolation: Literal["auto", "fork", "exec"] = "auto",
+        preload: Sequence[str] = PRELOAD,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.isolation: Isolation = "exec" if isolation == "exec" else "fork"
+        self.fallback: str | None = None
+        self._asked = isolation
+        self._log = log
+        self._preload = tuple(preload)
+        self._variables = dict(variables or {})
+        self._flights: dict[str, _Flight] = {}
+        self._over: list[Ended] = []
+        self._selector = selectors.DefaultSelector()
+        self._template = self._warm_up()
+
+    def submit(self, job: Job) -> None:
+        """Start a job; a template that has died is replaced."""
+        self._clear_stale_locks(job)
+        lifeline, to_trial = os.pipe()[::-1]
+        report, from_guard = os.pipe()
+        beats, from_trial = os.pipe()
+        theirs = (to_trial, from_guard, from_trial)
+        try:
+            self._launch(job, theirs)
+        finally:
+            for pipe in theirs:
+                os.close(pipe)
+        flight = _Flight(job, lifeline, report, beats, process.out_of_memory_kills())
+        self._flights[job.key] = flight
+        for pipe in (report, beats):
+            self._selector.register(pipe, selectors.EVENT_READ, flight)
+
+    def poll(self, timeout: float) -> Sequence[Event]:
+        """What guards and trials have said within `timeout` seconds."""
+        events: list[Event] = []
+        for key, _ in self._selector.select(min(timeout, _WATCH_SECONDS)):
+            # A pipe of a flight that ended earlier in this loop is closed already.
+            if key.data.job.key in self._flights:
+                events += self._hear(key.data, key.fd)
+        now = time.monotonic()
+        for flight in tuple(self._flights.values()):
+            self._watch_memory(flight)
+            if flight.cancelled is not None and now - flight.cancelled > _GRACE_SECONDS:
+                events.append(self._end(flight))
+        return events
+
+    def cancel(self, key: str) -> None:
+        """Cut the lifeline: the guard kills the trial and all that it started."""
+        flight = self._flights.get(key)
+        if flight is not None and flight.cancelled is None:
+            os.close(flight.lifeline)
+            flight.cancelled = time.monotonic()
+
+    def close(self) -> None:
+        """End every trial, then the template."""
+        for key in tuple(self._flights):
+            self.cancel(key)
+        while self._flights:
+            self.poll(_WATCH_SECONDS)
+        self._template.close()
+        self._selector.close()
+
+    def _warm_up(self) -> Template:
+        """A template that is ready; one that only starts fresh interpreters where forks are off."""
+        if self.isolation == "fork":
+            template = Template(self._preload, self._log, self._variables)
+            try:
+                refusal = template.wait()
+            except TemplateError as error:
+                refusal = f"the template failed: {error}"
+            if refusal is None:
+                return template
+            template.close()
+            if self._asked == "fork":
+                raise UserError(f"--isolation fork is not safe here: {refusal}; use exec or auto")
+            self.isolation, self.fallback = "exec", refusal
+        template = Template(None, self._log, self._variables)
+        template.wait()
+        return template
+
+    def _launch(self, job: Job, pipes: tuple[int, int, int]) -> None:
+        try:
+            self._template.launch(job, self.isolation, pipes)
+        except TemplateError:
+            self._template.close()
+            self._template = self._warm_up()
+            self._template.launch(job, self.isolation, pipes)
+
+    def _hear(self, flight: _Flight, pipe: int) -> Iterator[Event]:
+        data = os.read(pipe, 65536)
+        if not data:
+            self._selector.unregister(pipe)
+            if pipe == flight.report:
+                # The trial's last heartbeats may still lie in its pipe.
+                if flight.beats in self._selector.get_map():
+                    os.set_blocking(flight.beats, False)
+                    with suppress(BlockingIOError):
+                        yield from self._hear(flight, flight.beats)
+                yield self._end(flight)
+            return
+        *lines, rest = (flight.unread.get(pipe, b"") + data).split(b"\n")
+        flight.unread[pipe] = rest
+        for line in lines:
+            if pipe == flight.beats:
+                with suppress(ValueError, TypeError):  # a trial may write anything anywhere
+                    yield self._beat(flight, json.loads(line))
+                continue
+            message = json.loads(line)
+            if "pid" in message:
+                flight.pid = message["pid"]
+                yield Started(key=flight.job.key, pid=message["pid"])
+            else:
+                flight.status = message["status"]
+
+    def _beat(self, flight: _Flight, message: dict[str, Any]) -> Beat:
+        if "baseline" in message:
+            flight.baseline = message.pop("baseline")
+        return Beat(key=flight.job.key, heartbeat=Heartbeat(**message))
+
+    def _watch_memory(self, flight: _Flight) -> None:
+        """End a trial that holds more than its cap by ways that the rlimit does not count."""
+        cap = flight.job.memory_cap
+        if cap is None or flight.baseline is None or flight.cancelled is not None:
+            return
+        with suppress(OSError):
+            held = process.memory("RssAnon", "RssShmem", pid=flight.pid or 0) - flight.baseline
+            if held > cap:
+                flight.held = held
+                self.cancel(flight.job.key)
+
+    def _end(self, flight: _Flight) -> Ended:
+        del self._flights[flight.job.key]
+        for pipe in (flight.report, flight.beats):
+            with suppress(KeyError):
+                self._selector.unregister(pipe)
+            os.close(pipe)
+        if flight.cancelled is None:
+            os.close(flight.lifeline)
+        key, status = flight.job.key, flight.status
+        if status is None:
+            return Ended(key=key, cause="lost")
+        if flight.held is not None:
+            return Ended(key=key, cause="memory_cap", held_bytes=flight.held)
+        if os.WIFSIGNALED(status):
+            killed = process.out_of_memory_kills() > flight.memory_kills
+            cause: Literal["memory_kill"] | None = "memory_kill" if killed else None
+            return Ended(key=key, signal=os.WTERMSIG(status), cause=cause)
+        return Ended(key=key, exit=os.WEXITSTATUS(status))
+
+    def _clear_stale_locks(self, job: Job) -> None:
+        """Remove what a compiler that was killed left: nothing else runs in this run directory."""
+        for lock in (job.run / "work" / "cache" / "extensions").glob("**/lock"):
+            lock.unlink(missing_ok=True)

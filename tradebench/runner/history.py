@@ -1,0 +1,84 @@
+"""History: what a run directory already knows, and so what a sweep need not do again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tradebench import store
+from tradebench.result import Result, Status
+
+# The others (`killed`, and no Result at all) say nothing about the point, so it runs again.
+FINAL: frozenset[Status] = frozenset({"ok", "oom", "diverged", "skipped", "failed", "timeout"})
+
+
+class History:
+    """The attempts of one run directory, which the caller has locked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        run = store.load(directory)
+        self.problems = run.problems
+        self._last = {(result.trial, result.repeat): result for result in run.results}
+        self._stored = {_key(result) for result in run.attempts}
+        self._attempts: dict[tuple[str, int], int] = {}
+        for result in run.attempts:
+            self._count(result.trial, result.repeat, result.attempt)
+        for event in store.events(directory):
+            if event.get("event") == "started":
+                self._count(event["trial"], event["repeat"], event["attempt"])
+
+    def final(
+        self, trial: str, repeat: int, environment: str, retry: Collection[Status] = ()
+    ) -> Result | None:
+        """The Result that stands for this point, if it was made in `environment`, by key."""
+        result = self._last.get((trial, repeat))
+        if result is None or result.status not in FINAL or result.status in retry:
+            return None
+        return result if result.environment.key == environment else None
+
+    def next_attempt(self, trial: str, repeat: int) -> int:
+        """A number that no attempt at this point has had, and now has."""
+        attempt = self._attempts.get((trial, repeat), -1) + 1
+        self._count(trial, repeat, attempt)
+        return attempt
+
+    def add(self, result: Result) -> None:
+        """Take note of a Result that has been stored."""
+        self._stored.add(_key(result))
+        self._last[result.trial, result.repeat] = result
+        self._count(result.trial, result.repeat, result.attempt)
+
+    def orphans(self) -> list[Result]:
+        """Results that a worker finished while nobody was left to store them."""
+        found = []
+        for folder in sorted(self.directory.glob("work/*.*.*")):
+            result = read_result(folder)
+            if result is not None and _key(result) not in self._stored:
+                found.append(result)
+        return found
+
+    def clear_work(self) -> None:
+        """Drop the folders of attempts; call this once the orphans are stored."""
+        for folder in self.directory.glob("work/*.*.*"):
+            shutil.rmtree(folder)
+
+    def _count(self, trial: str, repeat: int, attempt: int) -> None:
+        point = (trial, repeat)
+        self._attempts[point] = max(attempt, self._attempts.get(point, -1))
+
+
+def read_result(folder: Path) -> Result | None:
+    """The Result that a worker has left in its `folder`, if it is whole and of this attempt."""
+    try:
+        result = Result.model_validate_json((folder / "result.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return result if _key(result) == folder.name else None
+
+
+def _key(result: Result) -> str:
+    return f"{result.trial}.{result.repeat}.{result.attempt}"

@@ -1,0 +1,30 @@
+"""Options: how a sweep is run, apart from what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tradebench.result import Phase, Status
+from tradebench.runner.job import PRELOAD, PROGRAM, SILENCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a sweep is run.
+
+    `timeout` is in seconds per attempt, `memory_cap` in bytes beyond what the imports hold.
+    `retry` names statuses whose Results do not count, `variables` are set for every worker, and
+    `silence` holds the seconds without a heartbeat after which a trial counts as hung.
+    """
+
+    isolation: Literal["auto", "fork", "exec"] = "auto"
+    timeout: float | None = None
+    memory_cap: int | None = None
+    threads: int | None = None
+    retry: frozenset[Status] = frozenset()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    program: str = PROGRAM
+    preload: tuple[str, ...] = PRELOAD
+    silence: Mapping[Phase | Literal["start"], float] = field(default_factory=lambda: SILENCE)

@@ -1,0 +1,8 @@
+"""Suites: YAML with a question at its head, read into frozen values and expanded into trials."""
+
+from tradebench.suite.schema import suite_schema
+from tradebench.suite.sections import RepeatRule, Resources
+from tradebench.suite.suite import Suite
+from tradebench.suite.units import parse_seconds, parse_size
+
+__all__ = ["RepeatRule", "Resources", "Suite", "parse_seconds", "parse_size", "suite_schema"]

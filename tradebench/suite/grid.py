@@ -1,0 +1,250 @@
+"""The grid of a suite: slots and their alternatives, expanded into points."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from tradebench.suite.problems import (
+    Loc,
+    Problem,
+    build,
+    check_keys,
+    choices,
+    mapping,
+    sequence,
+    show,
+    unknown,
+)
+from tradebench.techniques import Technique, catalogue
+from tradebench.trial import Settings
+
+Design = Literal["product", "each", "list"]
+Setting = Technique | None
+"""What fills a slot at one point; None is off."""
+Block = Mapping[str, tuple[Setting, ...]]
+"""The alternatives of each slot, in the order they were written."""
+
+OFF = "off"
+MOST_POINTS = 100_000  # more than any machine will run; a slip in a grid is refused at once
+
+
+class Partial(Settings):
+    """Part of a point: what some of its slots must hold.
+
+    `slots` maps a slot to its alternatives, one of which must hold; an alternative maps a field to
+    the values it may have, and None stands for a slot that is off.
+    """
+
+    slots: Mapping[str, tuple[Mapping[str, tuple[Any, ...]] | None, ...]]
+
+    def covers(self, settings: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether a point with these settings (slot to fields) is one of those described."""
+        return all(
+            any(_holds(wanted, settings.get(slot)) for wanted in alternatives)
+            for slot, alternatives in self.slots.items()
+        )
+
+
+def _holds(wanted: Mapping[str, tuple[Any, ...]] | None, fields: Mapping[str, Any] | None) -> bool:
+    """Whether a slot's fields are among what is wanted; None is a slot that is off."""
+    if wanted is None or fields is None:
+        return wanted is None and fields is None
+    return all(
+        name in fields and any(_same(value, fields[name]) for value in values)
+        for name, values in wanted.items()
+    )
+
+
+def _same(value: object, other: object) -> bool:
+    """Equal, with true and 1 told apart."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def read_grid(value: object, design: Design, at: Loc) -> tuple[Block, ...]:
+    """The blocks of a grid: one, or one per listed point where the design is `list`."""
+    if design == "list":
+        points = sequence(value, at, "design is list, so grid")
+        return tuple(read_block(point, (*at, index)) for index, point in enumerate(points))
+    if isinstance(value, list):
+        reason = f"design: {design} takes one mapping of slots, not a list of points"
+        raise Problem(at, f"{reason}; write design: list")
+    return (read_block(value, at),)
+
+
+def read_block(value: object, at: Loc) -> Block:
+    """Slot to alternatives."""
+    slots = mapping(value, at, "a point" if at and isinstance(at[-1], int) else "grid")
+    check_keys(slots, catalogue(), at, "slot")
+    return {
+        slot: _each_alternative(inner, (*at, slot), slot, _techniques)
+        for slot, inner in slots.items()
+    }
+
+
+def read_partial(value: object, at: Loc, noun: str) -> Partial:
+    """Part of a point, as `exclude` and `repeats_where` name it."""
+    slots = mapping(value, at, noun)
+    if not slots:
+        raise Problem(at, f"{noun} names no slot, so it would cover every point")
+    check_keys(slots, catalogue(), at, "slot")
+    return Partial(
+        slots={
+            slot: _each_alternative(inner, (*at, slot), slot, _wanted)
+            for slot, inner in slots.items()
+        }
+    )
+
+
+def expand(blocks: Sequence[Block], design: Design) -> Iterator[tuple[Technique, ...]]:
+    """The techniques of every point, in the order of the grid; points may come twice."""
+    for block in blocks:
+        points = _one_at_a_time(block) if design == "each" else itertools.product(*block.values())
+        for point in points:
+            yield tuple(setting for setting in point if setting is not None)
+
+
+def count(blocks: Sequence[Block], design: Design) -> int:
+    """How many points `expand` yields."""
+    sizes = [[len(alternatives) for alternatives in block.values()] for block in blocks]
+    if design == "each":
+        return sum(1 + sum(size - 1 for size in block) for block in sizes)
+    return sum(math.prod(block) for block in sizes)
+
+
+def _one_at_a_time(block: Block) -> Iterator[tuple[Setting, ...]]:
+    """The first alternative of every slot, then every other one with the rest left alone."""
+    slots = list(block.values())
+    baseline = tuple(alternatives[0] for alternatives in slots)
+    yield baseline
+    for index, alternatives in enumerate(slots):
+        for setting in alternatives[1:]:
+            yield (*baseline[:index], setting, *baseline[index + 1 :])
+
+
+def _each_alternative(
+    value: object, at: Loc, slot: str, read: Callable[[str, dict[str, Any], Loc], Sequence[Any]]
+) -> tuple[Any, ...]:
+    """What `read` makes of each alternative of a slot; `off` becomes None.
+
+    A word alone is a method with its default settings.
+    """
+    if value == []:
+        raise Problem(at, f"{slot} has no alternative; write off")
+    found: list[Any] = []
+    for place, entry in _spread(value, at):
+        if entry == OFF:
+            found.append(None)
+        elif isinstance(entry, str):
+            found += read(slot, {"method": entry}, place)
+        elif isinstance(entry, dict):
+            found += read(slot, entry, place)
+        else:
+            wish = "off, a method, or a mapping of settings"
+            raise Problem(place, f"{slot} must be {wish}, not {show(entry)}")
+    return tuple(found)
+
+
+def _techniques(slot: str, entry: dict[str, Any], at: Loc) -> list[Technique]:
+    """Every technique that one mapping of settings describes, its lists spread out."""
+    if "method" not in entry:
+        entry = {"method": _default_method(slot, at), **entry}
+    found: list[Technique] = []
+    for place, method in _spread(entry["method"], (*at, "method")):
+        kind = _kind(slot, method, place)
+        noun = f"{slot} {method}"
+        check_keys(entry, kind.model_fields, at, f"setting of {noun}:")
+        fields = {**entry, "method": kind.aliases.get(method, method)}
+        spread = [
+            _spread(value, (*at, name), nested=_takes_list(kind, name))
+            for name, value in fields.items()
+        ]
+        if math.prod(map(len, spread)) > MOST_POINTS:
+            raise Problem(at, f"{noun} has more than {MOST_POINTS:,} alternatives")
+        for combination in itertools.product(*spread):
+            settings = dict(zip(fields, (value for _, value in combination), strict=True))
+            places = dict(zip(fields, (place for place, _ in combination), strict=True))
+            found.append(_technique(kind, settings, at, places, noun))
+    return found
+
+
+def _technique(
+    kind: type[Technique], fields: dict[str, Any], at: Loc, places: Mapping[str, Loc], noun: str
+) -> Technique:
+    """One technique; a problem in a field lies where that field's value was written."""
+    try:
+        return build(kind, fields, at, noun)
+    except Problem as problem:
+        field = problem.at[len(at)] if len(problem.at) > len(at) else None
+        place = places[str(field)] + problem.at[len(at) + 1 :] if field else at
+        raise Problem(place, problem.sentence) from None
+
+
+def _wanted(slot: str, entry: dict[str, Any], at: Loc) -> list[Mapping[str, tuple[Any, ...]]]:
+    """The values that each named field may have; a list means any of them."""
+    kinds = list(dict.fromkeys(catalogue()[slot].values()))
+    fields = dict.fromkeys(name for kind in kinds for name in kind.model_fields)
+    check_keys(entry, fields, at, f"setting of {slot}:")
+    wanted: dict[str, tuple[Any, ...]] = {}
+    for name, value in entry.items():
+        nested = any(_takes_list(kind, name) for kind in kinds if name in kind.model_fields)
+        values = _spread(value, (*at, name), nested=nested)
+        if name == "method":
+            wanted[name] = tuple(
+                _kind(slot, method, place).aliases.get(method, method) for place, method in values
+            )
+        else:
+            wanted[name] = tuple(inner for _, inner in values)
+    return [wanted]
+
+
+def _kind(slot: str, method: object, at: Loc) -> type[Technique]:
+    """The class that implements a method of a slot."""
+    methods = catalogue()[slot]
+    if not isinstance(method, str) or method not in methods:
+        raise Problem(at, unknown(f"{slot} method", method, methods))
+    return methods[method]
+
+
+def _default_method(slot: str, at: Loc) -> str:
+    """The method of a slot that needs no naming."""
+    kinds = dict.fromkeys(catalogue()[slot].values())
+    defaults = [
+        str(kind.model_fields["method"].default)
+        for kind in kinds
+        if not kind.model_fields["method"].is_required()
+    ]
+    if len(defaults) != 1:
+        raise Problem(at, f"{slot} needs a method: {choices(catalogue()[slot])}")
+    return defaults[0]
+
+
+def _spread(value: object, at: Loc, *, nested: bool = False) -> list[tuple[Loc, Any]]:
+    """The alternatives of a field with their places.
+
+    A list is alternatives; for a field that takes a list itself (`nested`), only a list that holds
+    a list is.
+    """
+    if not isinstance(value, list) or (
+        nested and not any(isinstance(inner, list) for inner in value)
+    ):
+        return [(at, value)]
+    if not value:
+        raise Problem(at, f"{at[-1]} has no alternative")
+    return [((*at, index), inner) for index, inner in enumerate(value)]
+
+
+def _takes_list(kind: type[Technique], field: str) -> bool:
+    """Whether a field's value may itself be a list."""
+
+    def holds_list(annotation: object) -> bool:
+        origin = get_origin(annotation) or annotation
+        if origin is Literal:
+            return False
+        if isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str:
+            return True
+        return any(holds_list(part) for part in get_args(annotation))
+
+    return holds_list(kind.model_fields[field].annotation)
