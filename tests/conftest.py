@@ -23,10 +23,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
-WORDS = (
-    "which town lies north of the river and who lives there Mira Tobin Selka in to east west "
-    "south house market ? . ,"
-).split() + [f"w{number}" for number in range(200)]
+TEXT = """
+which town lies north of the river and who lives there Mira Tobin Selka in to east west south house
+market ? . ,
+"""
+WORDS = [*TEXT.split(), *(f"w{number}" for number in range(200))]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|> "
     "{% endfor %}{% if add_generation_prompt %}<|assistant|> {% endif %}"
@@ -149,23 +150,58 @@ class SilentMeter:
     def holds(self, category: str, tensors: Iterable[object]) -> None: ...
 
 
-Run = Callable[[Trial], tuple["nn.Module", tuple[float, ...], dict[str, dict[str, Any]]]]
+@pytest.fixture(scope="session")
+def compressed() -> Callable[[Trial], nn.Module]:
+    """Loads a trial's model and compresses it: what is evaluated before training."""
+
+    def build(trial: Trial) -> nn.Module:
+        import torch
+
+        from tradebench.program.model import load_model
+        from tradebench.program.perform import prepare
+        from tradebench.techniques import Stage
+
+        request = prepare(trial).request
+        torch.manual_seed(trial.budget.seed)
+        model = load_model(trial.model, request)
+        for part in trial.between(Stage.LOAD, Stage.QUANTIZE):
+            model = part.model(model, request)
+        return model
+
+    return build
 
 
 @pytest.fixture(scope="session")
-def run_trial() -> Run:
+def adapted() -> Callable[[Trial, nn.Module], nn.Module]:
+    """Applies what follows compression to a compressed model: what is trained."""
+
+    def build(trial: Trial, model: nn.Module) -> nn.Module:
+        import torch
+
+        from tradebench.program.perform import prepare
+        from tradebench.techniques import Stage
+
+        request = prepare(trial).request
+        torch.manual_seed(trial.budget.seed)
+        for part in trial.between(Stage.ADAPT, Stage.FEED):
+            model = part.model(model, request)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def run_trial() -> Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]:
     """Takes a trial through the whole program in this process, without a worker.
 
     Returns the trained model, the losses, and by slot what each technique proved.
     """
 
-    def run(
-        trial: Trial,
-    ) -> tuple[nn.Module, tuple[float, ...], dict[str, dict[str, Any]]]:
+    def run(trial: Trial) -> tuple[nn.Module, tuple[float, ...], dict[str, Any]]:
         from tradebench.program.perform import Judges, perform, prepare
 
         models: list[nn.Module] = []
-        effects: dict[str, dict[str, Any]] = {}
+        effects: dict[str, Any] = {}
 
         def trained(model: nn.Module) -> None:
             models.append(model)

@@ -20,7 +20,6 @@ from tradebench.reference.items import (
     ANSWERED,
     COUNTS,
     KIND,
-    MEMORISED,
     corpus,
     finetune_rows,
     guild_facts,
@@ -237,11 +236,10 @@ def test_the_answers_task_asks_as_much_of_each_of_its_tasks(
 
 
 def test_a_memorised_table_says_that_it_is_one() -> None:
-    assert reference.MEMORISED == MEMORISED
     for task in reference.TASK_NAMES:
         text = (reference.TASKS / f"{task}.yaml").read_text()
-        assert ("MEMORISED" in text) == (task in MEMORISED)
-        assert ("eld out" in text) == (task not in MEMORISED or "not held out" in text)
+        assert ("MEMORISED" in text) == (task in reference.MEMORISED)
+        assert "held out" in text.lower()
 
 
 # Fine-tuning

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from tradebench.result import CATEGORIES, Environment, Kind, Measurement, Result, Status, digest
+from tradebench import report
+from tradebench.errors import NothingToCompareError
+from tradebench.report import content, findings, fronts, markdown, page, tables
+from tradebench.result import (
+    CATEGORIES,
+    SCHEMA,
+    Environment,
+    Kind,
+    Measurement,
+    Result,
+    Status,
+    digest,
+)
 from tradebench.store import Run
 
-HOSTILE = "</script><script>alert(1)</script> $x_2$ | `a` **b** \u202eevil\u202c 😀\n" + "long " * 60
+HOSTILE = (
+    "</script><script>alert(1)</script> $x_2$ | `a` **b** \u202eevil\u202c 😀\n" + "long " * 60
+)
 MODEL = {"name": "reference", "revision": None, "config": None, "weights": "hub"}
 BUDGET = {"steps": 40, "warmup": 5, "batch": 8, "sequence": 128, "seed": 0}
 TASKS = ("arithmetic", "recall")
@@ -52,7 +74,7 @@ def settings_of(
 
 
 def label_of(settings: Settings) -> str:
-    words = {
+    words: dict[str, Callable[[dict[str, Any]], str]] = {
         "precision": lambda f: f["method"],
         "pruning": lambda f: f"magnitude {f['sparsity']:.0%}",
         "quantization": lambda f: f["method"],
@@ -65,7 +87,7 @@ def label_of(settings: Settings) -> str:
 def measured(settings: Settings, repeat: int, predicted: bool = False) -> dict[str, Measurement]:
     """Numbers that behave as the techniques do: roughly right, and noisy between repeats."""
     noise = random.Random(digest([settings, repeat]))
-    get = {slot: fields for slot, fields in settings.items()}
+    get = settings
     bits = {"fp32": 32, "bf16": 16}[get["precision"]["method"]]
     stored = {"int8": 8.5, "nf4": 4.6, "fp4": 4.6}.get(
         get.get("quantization", {}).get("method", ""), bits
@@ -123,6 +145,7 @@ def result(
 ) -> Result:
     numbers = measured(settings, repeat, kind == "predicted") if status == "ok" else {}
     return Result(
+        schema=SCHEMA,
         kind=kind,
         suite="quickstart",
         trial=digest([settings, label]),
@@ -205,6 +228,272 @@ def run_of(results: tuple[Result, ...], **header: Any) -> Run:
     )
 
 
-@pytest.fixture(scope="session")
+class Page(HTMLParser):
+    """What a browser would see: tags, ids, addresses and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            if name == "id":
+                self.ids[value or ""] += 1
+            if name in {"href", "src", "xlink:href", "action"}:
+                self.addresses.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
 def run() -> Run:
     return run_of(everything())
+
+
+@pytest.fixture(scope="module")
+def out(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    report.write(run, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(out: Path) -> str:
+    return (out / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def seen(html: str) -> Page:
+    return Page(html)
+
+
+def small(**header: Any) -> Run:
+    """A run of four points, quick to draw."""
+    settings = (settings_of(), settings_of(precision="bf16"), settings_of(rank=8))
+    found = tuple(result(each, repeat=repeat) for each in settings for repeat in range(2))
+    return run_of((*found, result(settings_of(rank=4), status="oom", reason="too big")), **header)
+
+
+def test_every_file_is_written(out: Path) -> None:
+    names = {path.name for path in out.iterdir()}
+
+    assert {"index.html", "report.md", "trials.csv", "pareto.svg", "pareto.png"} <= names
+    assert {"memory.png", "accuracy.png", "time.png", "series-adapters-rank.svg"} <= names
+
+
+def test_the_page_needs_nothing_from_outside(seen: Page, html: str) -> None:
+    outside = [each for each in seen.addresses if not each.startswith("#")]
+
+    assert outside == ["trials.csv"]
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+    assert not seen.tags["img"] + seen.tags["link"] + seen.tags["iframe"]
+
+
+def test_hostile_names_stay_text(seen: Page, html: str) -> None:
+    assert seen.tags["script"] == 1
+    assert seen.tags["b"] == 0
+    assert "</script><script>alert(1)</script> $x_2$" in seen.text
+    assert "\u202e" not in html
+
+
+def test_no_id_is_used_twice(seen: Page) -> None:
+    assert [each for each, times in seen.ids.items() if times > 1] == []
+
+
+def test_every_point_is_in_the_table(run: Run, html: str) -> None:
+    names = [point.name for group in fronts.groups(run) for point in group.points]
+
+    assert len(names) == len(set(names)) == 34
+    assert html.count('<th scope="row">') == 34
+
+
+def test_every_status_and_reason_is_told(run: Run, seen: Page) -> None:
+    for each in run.results:
+        assert tables.STATUS_WORDS[each.status] in seen.text
+        assert (each.reason or "") in seen.text
+
+
+def test_the_page_says_whose_accuracy_it_is(run: Run, out: Path) -> None:
+    (section,) = page.sections(run, out)
+    sentence = "it is not the accuracy of a larger model"
+    shown = [each for each in section.pictures if "Accuracy on" in each.svg]
+
+    assert {"pareto", "accuracy", "series-adapters-rank"} <= {each.name for each in shown}
+    assert all(sentence in each.caption and sentence in each.svg for each in shown)
+
+
+def test_the_page_tells_how_to_run_it_again(seen: Page) -> None:
+    assert "tradebench run suites/quickstart.yaml" in seen.text
+    assert "quantization: [off, int8, nf4]" in seen.text
+
+
+def test_environment_warnings_and_unreadable_lines_are_shown(seen: Page) -> None:
+    assert "hardware" in seen.text.lower()
+    assert "32.0 GiB" in seen.text
+    assert "no CUDA device" in seen.text
+    assert "pruned weights are stored densely" in seen.text
+    assert "(2 points)" in seen.text
+    assert "trials.a.jsonl:7: left out" in seen.text
+
+
+def test_bars_name_the_whole_peak(run: Run, out: Path) -> None:
+    svg = (out / "memory.svg").read_text(encoding="utf-8")
+    point = next(each for each in fronts.groups(run)[0].points if each.name == "fp32")
+
+    assert f"{(point.value('peak_tensor_bytes') or 0) / 2**20:.0f} MiB" in svg
+
+
+def test_a_report_is_the_same_bytes_every_time(tmp_path: Path) -> None:
+    first, second = (report.write(small(), tmp_path / name) for name in ("a", "b"))
+
+    assert [path.name for path in first] == [path.name for path in second]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_the_csv_is_tidy_and_leaves_no_result_out(run: Run, out: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO((out / "trials.csv").read_text(encoding="utf-8"))))
+    peaks = [row for row in rows if row["measurement"] == "peak_tensor_bytes"]
+
+    assert {(row["trial"], row["repeat"]) for row in rows} == {
+        (each.trial, str(each.repeat)) for each in run.results
+    }
+    assert {row["unit"] for row in peaks} == {"B"}
+    assert all(row["value"].isdigit() for row in peaks)
+
+
+def test_markdown_shows_hostile_names_as_they_are(out: Path) -> None:
+    text = (out / "report.md").read_text(encoding="utf-8")
+
+    assert len(text) < markdown.MAX_CHARACTERS
+    assert "<script>" not in text
+    assert "&lt;/script&gt;" in text
+    assert "\\`a\\` \\*\\*b\\*\\*" in text
+    assert "![" in text
+    assert "(pareto.png)" in text
+
+
+def test_long_markdown_is_cut_with_a_sentence() -> None:
+    many = tuple(
+        result(settings_of(rank=rank), status="oom", reason=f"asked for {rank} MiB")
+        for rank in range(1, 2500)
+    )
+    text = markdown.text(run_of(many), [_undrawn(run_of(many))])
+
+    assert len(text) < markdown.MAX_CHARACTERS
+    assert text.endswith("index.html and trials.csv hold everything.\n")
+
+
+def _undrawn(run: Run) -> page.Section:
+    (group,) = fronts.groups(run)
+    shown = content.columns(group)
+    return page.Section(
+        group=group,
+        findings=tuple(findings.findings(group)),
+        pictures=(),
+        columns=shown,
+        rows=content.rows(group, shown),
+        endings=content.endings(group),
+    )
+
+
+def test_kinds_of_evidence_are_kept_apart(tmp_path: Path) -> None:
+    predicted = tuple(
+        result(each, kind="predicted") for each in (settings_of(), settings_of(rank=8))
+    )
+    run = run_of((*small().results, *predicted))
+    paths = report.write(run, tmp_path)
+    seen = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+
+    assert [group.kind for group in fronts.groups(run)] == ["measured", "predicted"]
+    assert tmp_path / "memory-predicted-1.svg" in paths
+    assert "measured and predicted numbers" in seen.text
+    assert "Predictions against measurements" in seen.text
+    assert seen.text.count("+0.00%") == 2
+
+
+def test_a_run_without_any_good_point_still_has_a_report(tmp_path: Path) -> None:
+    run = run_of((result(settings_of(), status="failed", reason="it broke"),))
+    paths = report.write(run, tmp_path)
+
+    assert [path.name for path in paths] == ["index.html", "report.md", "trials.csv"]
+    assert "it broke" in paths[0].read_text(encoding="utf-8")
+
+
+def test_a_run_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NothingToCompareError, match="holds no result yet"):
+        report.write(run_of(()), tmp_path)
+
+
+def test_one_objective_needs_no_scatter_plot(tmp_path: Path) -> None:
+    paths = report.write(small(objectives=["step_seconds"], limits={}), tmp_path)
+
+    assert "pareto.svg" not in {path.name for path in paths}
+
+
+def test_four_objectives_are_drawn_in_six_panels(tmp_path: Path) -> None:
+    wanted = ["peak_tensor_bytes", "step_seconds", "accuracy.arithmetic", "tokens_per_second"]
+    paths = report.write(small(objectives=wanted), tmp_path)
+    svg = next(path for path in paths if path.name == "pareto.svg").read_text(encoding="utf-8")
+
+    assert svg.count("↑ Throughput (tokens/s)") == 3
+
+
+def test_the_terminal_table_names_points_and_front(run: Run) -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(report.table(run))
+    text = console.export_text()
+
+    assert "bf16 + int8 + lora r16" in text
+    assert "out of memory 1 of 2, ok 1 of 2" in text
+    assert "Front over peak tensor memory, step time and accuracy on arithmetic: 6 points" in text
+
+
+def test_a_narrow_terminal_cuts_no_number(run: Run) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table(run))
+    lines = console.export_text().splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert any(line.rstrip().endswith("59.0 ± 2.9") for line in lines)
+
+
+def test_long_terminal_tables_are_cut_with_a_sentence() -> None:
+    run = run_of(tuple(result(settings_of(rank=rank)) for rank in range(1, 60)))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(report.table(run))
+
+    assert "and 19 more, all of them in the report" in console.export_text()
+
+
+def test_an_empty_run_has_a_table_too() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table(run_of(())))
+
+    assert console.export_text() == "No point has a result yet.\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("tradebench.report", ("matplotlib", "pandas", "jinja2", "numpy", "torch")),
+        ("tradebench.report.terminal", ("matplotlib", "pandas", "jinja2", "torch")),
+        ("tradebench.report.page", ("torch", "transformers")),
+    ],
+)
+def test_reports_load_only_what_they_need(module: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "[]"

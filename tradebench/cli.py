@@ -129,14 +129,14 @@ def run(
     as a finding (oom, diverged, skipped), and with 5 when a trial failed unexpectedly.
     """
     from tradebench import report, store
-    from tradebench.suite import Suite, parse_size
+    from tradebench.suite import Suite
 
     loaded = Suite.load(suite)
+    cap = _size(memory_cap) if memory_cap is not None else loaded.resources.memory
     if dry_run:
         _print_points(loaded, form)
         return
     directory = _run_directory(loaded, out, resume)
-    cap = parse_size(memory_cap) if memory_cap is not None else loaded.resources.memory
     summary = _sweep(
         loaded,
         directory,
@@ -154,6 +154,15 @@ def run(
         raise typer.Exit(INTERRUPTED)
     if any(result.status in UNEXPECTED for result in summary.results):
         raise typer.Exit(FAILED)
+
+
+def _size(text: str) -> int:
+    from tradebench.suite import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UserError(f"--memory-cap: {error}") from None
 
 
 def _run_directory(suite: Suite, out: Path, resume: bool) -> Path:

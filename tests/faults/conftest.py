@@ -49,7 +49,7 @@ class Sweep:
 
     def run(self, *names: str, repeats: int = 1, **options: Any) -> Summary:
         return run(
-            [Trial(model=Model(name=name)) for name in names],
+            [Trial(model=Model.model_validate({"name": name})) for name in names],
             directory=self.directory,
             suite="stubs",
             repeats=repeats,

@@ -74,7 +74,9 @@ def cuda_oom(directory: Path, detail: str) -> None:
 
 
 def hungry(directory: Path, detail: str) -> None:
-    bytearray(64 * GIB)
+    import numpy as np
+
+    np.ones(GIB, dtype=np.uint8)
 
 
 def shared_hungry(directory: Path, detail: str) -> None:

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tradebench.reference import MEMORISED
 from tradebench.reference.documents import KINDS, Documents
 from tradebench.reference.world import BRACKETS, END, World, make_world
 
@@ -29,8 +30,6 @@ COUNTS = {
     "addition": 1024,
     "sort": 2048,
 }
-MEMORISED = {"addition", "guilds"}
-"""Tasks whose items are trained on as they are asked: a table, learnt by heart."""
 ANSWERED = ("facts", "recall", "brackets", "sort")
 """Tasks whose gold answers make up `answers`, 512 items of each."""
 

@@ -14,12 +14,12 @@ from tradebench.report.style import (
     BLACK,
     BLUE,
     CATEGORY_COLOURS,
-    GREY,
     INTERVALS,
     ORANGE,
     Picture,
     drawable,
     drawing,
+    note,
     save,
     whiskers,
 )
@@ -29,12 +29,12 @@ from tradebench.result import CATEGORIES
 
 MAX_ROWS = 40
 TASKS_PER_FIGURE = 3
-ROW_HEIGHT = 0.27
+ROW_HEIGHT = 0.24
 
 
 def memory_figure(group: Group, name: str, out: Path) -> Picture | None:
     """Draw what the peak consists of; the parts of a bar add up to the peak."""
-    rows, note = _rows(group, lambda p: any(_category(c) in p.estimates for c in CATEGORIES))
+    rows, left_out = _rows(group, lambda p: any(_category(c) in p.estimates for c in CATEGORIES))
     if not rows:
         return None
     totals = [sum(p.value(_category(c)) or 0.0 for c in CATEGORIES) for p in rows]
@@ -59,9 +59,18 @@ def memory_figure(group: Group, name: str, out: Path) -> Picture | None:
                 )
                 left = [start + width for start, width in zip(left, widths, strict=True)]
         for at, total in enumerate(totals):
-            axes[0].text(left[at], at, f" {unit.text(total)}", va="center", fontsize=8)
+            axes[0].annotate(
+                unit.text(total),
+                (left[at], at),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+                zorder=3,
+            )
         axes[0].set_xlabel(f"Tensor memory at the peak{unit.axis}")
-        axes[0].margins(x=0.12)
+        axes[0].margins(x=0.16)
         _limit(axes[0], group, "peak_tensor_bytes", unit.factor)
         figure.legend(loc="outside upper left", ncols=7)
         smallest = f"Smallest: {rows[0].name}, {unit.text(totals[0])}."
@@ -71,7 +80,7 @@ def memory_figure(group: Group, name: str, out: Path) -> Picture | None:
             out,
             title="Memory by category",
             caption="What the tensors were for at the moment of the highest total; the parts of "
-            f"a bar add up to the peak tensor memory. Smallest at the top. {note}".strip(),
+            f"a bar add up to the peak tensor memory. Smallest at the top. {left_out}".strip(),
             alt=f"Stacked bars of tensor memory by category for each point. {smallest}",
         )
 
@@ -91,14 +100,14 @@ def accuracy_figures(group: Group, name: str, out: Path) -> list[Picture]:
 
 def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Path) -> Picture | None:
     wanted = [f"{when}.{task}" for task in tasks for when in ("accuracy", "accuracy_before")]
-    rows, note = _rows(group, lambda p: any(each in p.estimates for each in wanted))
+    rows, left_out = _rows(group, lambda p: any(each in p.estimates for each in wanted))
     if not rows:
         return None
     first = f"accuracy.{tasks[0]}"
     rows.sort(key=lambda p: -(p.value(first) or 0.0))
     caption = (
         "Accuracy after compression and before training (hollow) and after training (filled). "
-        f"Sorted by {title(first).lower()}. {INTERVALS} {accuracy_note(group.model)} {note}"
+        f"Sorted by {title(first).lower()}. {INTERVALS} {accuracy_note(group.model)} {left_out}"
     )
     with drawing(name):
         figure, panels = _frame(rows, len(tasks))
@@ -111,8 +120,8 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Path) -
             ),
             Line2D([], [], color=BLUE, marker="o", ls="none", label="after training"),
         ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=2)
-        figure.supxlabel(drawable(accuracy_note(group.model), 120), fontsize=8, color=GREY)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        note(figure, accuracy_note(group.model))
         return save(
             figure,
             name,
@@ -150,7 +159,7 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Point], task: str) -> None:
 
 def time_figure(group: Group, name: str, out: Path) -> Picture | None:
     """Draw the time of one optimizer step."""
-    rows, note = _rows(group, lambda p: "step_seconds" in p.estimates)
+    rows, left_out = _rows(group, lambda p: "step_seconds" in p.estimates)
     if not rows:
         return None
     rows.sort(key=lambda p: p.estimates["step_seconds"].value)
@@ -169,7 +178,7 @@ def time_figure(group: Group, name: str, out: Path) -> Picture | None:
             name,
             out,
             title="Step time",
-            caption=f"Fastest at the top. {INTERVALS} {note}".strip(),
+            caption=f"Fastest at the top. {INTERVALS} {left_out}".strip(),
             alt=f"Time of one optimizer step for each point. Fastest: {rows[0].name}, "
             f"{unit.text(found[0].value)}.",
         )
@@ -194,19 +203,27 @@ def _frame(rows: Sequence[Point], columns: int) -> tuple[Figure, list[Axes]]:
     size = (4.4 + 3.1 * columns, ROW_HEIGHT * len(rows) + 1.5)
     figure = Figure(figsize=size, layout="constrained")
     panels = list(figure.subplots(1, columns, sharey=True, squeeze=False).flatten())
-    panels[0].set_yticks(range(len(rows)), [drawable(point.name) for point in rows])
+    panels[0].set_yticks(range(len(rows)), [_row_name(point) for point in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     for axes in panels:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
+        for at in range(1, len(rows), 2):
+            axes.axhspan(at - 0.5, at + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
     return figure, panels
+
+
+def _row_name(point: Point) -> str:
+    """Return the point's name, and how its repeats ended where not all ended well."""
+    name = drawable(point.name)
+    return name if point.status == "ok" else f"{name} ({point.status_text})"
 
 
 def _limit(axes: Axes, group: Group, name: str, factor: float) -> None:
     """Mark the bound that the suite asks for, with its value."""
     for objective in group.limits:
         if objective.name == name and objective.limit is not None:
-            axes.axvline(objective.limit / factor, color=BLACK, lw=1, ls=(0, (5, 3)))
+            axes.axvline(objective.limit / factor, color=BLACK, lw=1, ls=(0, (5, 3)), zorder=2)
             axes.annotate(
                 f"limit {objective.limit_text}",
                 (objective.limit / factor, 1.0),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from tradebench.report.fronts import MARKS, Z95, Group, Label
+from tradebench.report.fronts import MARKS, Z95, Group, Label, Standing
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
 from tradebench.report.units import Scale, clean, count, scale, show, title
 from tradebench.result import Environment, Status
@@ -66,9 +66,10 @@ class Row:
 def columns(group: Group) -> tuple[Column, ...]:
     """Return the objectives first, then memory, step time, throughput and accuracies."""
     names = [each.name for each in group.objectives]
-    names += [*MEMORY, "step_seconds", "tokens_per_second", "train_loss"]
+    names += [*MEMORY, "step_seconds", "tokens_per_second"]
     for task in group.tasks:
         names += [f"accuracy_before.{task}", f"accuracy.{task}"]
+    names.append("train_loss")
     found = []
     for name in dict.fromkeys(names):
         values = [p.estimates[name] for p in group.ok if name in p.estimates]
@@ -95,10 +96,15 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         reasons=point.reasons,
         label=standing.label,
         mark=MARKS[standing.label],
-        standing=standing.reason if chance is None else f"{standing.label}, P = {chance:.2f}",
+        standing=_why(point, standing) if chance is None else f"P = {chance:.2f}",
         repeats=len(point.results),
         cells=tuple(_cell(group, point, column) for column in shown),
     )
+
+
+def _why(point: Point, standing: Standing) -> str:
+    """Return why the point stands nowhere, where its status does not say so already."""
+    return standing.reason if point.status == "ok" else ""
 
 
 def _cell(group: Group, point: Point, column: Column) -> Cell:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from tradebench.report.fronts import Group
 from tradebench.report.series import Axis, Series, chosen
@@ -20,6 +21,7 @@ from tradebench.report.style import (
     Picture,
     drawable,
     drawing,
+    note,
     save,
     whiskers,
 )
@@ -27,6 +29,7 @@ from tradebench.report.tables import Estimate, accuracy_note
 from tradebench.report.units import count, listed, scale, title
 
 MAX_TASKS = 4
+MIN_GAP = 0.08
 
 
 def series_figure(
@@ -37,22 +40,24 @@ def series_figure(
     if not metrics:
         return None
     drawn = chosen(lines)
-    columns = min(len(metrics), 3)
+    columns = len(metrics) if len(metrics) <= 4 else 3
     rows = math.ceil(len(metrics) / columns)
     with drawing(name):
-        size = (3.7 * columns + (1.4 if columns == 1 else 0), 3.0 * rows + 0.5 + 0.18 * len(drawn))
+        size = (3.0 * columns + (2.0 if columns < 3 else 0), 2.7 * rows + 0.6 + 0.18 * len(drawn))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, metric in zip(panels, metrics, strict=False):
             _series_panel(axes, axis, drawn, metric)
         for axes in panels[len(metrics) :]:
             axes.set_axis_off()
+        if any(metric.startswith("accuracy") for metric in metrics):
+            note(figure, accuracy_note(group.model))
         handles = [
             Line2D([], [], color=COLOURS[at], marker=SHAPES[at], label=drawable(line.name, 70))
             for at, line in enumerate(drawn)
         ]
         figure.legend(
-            handles=handles, loc="outside lower left", title="Equal in every point of a line"
+            handles=handles, loc="outside lower left", title="The rest of the configuration"
         ).set_alignment("left")
         heading = f"What changes with {axis.title[0].lower()}{axis.title[1:]}"
         return save(
@@ -87,8 +92,12 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
         if metric in point.estimates
     ]
     unit = scale(metric, (each.value for each in found), found[0].unit)
-    ticks = sorted({x for line in lines for x, _ in line.points})
     for at, line in enumerate(lines):
+        # Side by side, so that lines through the same value hide neither each other nor their bars.
+        shift = ScaledTranslation(
+            0.04 * (at - (len(lines) - 1) / 2), 0, axes.figure.dpi_scale_trans
+        )
+        beside = axes.transData + shift
         here = [(x, p.estimates[metric]) for x, p in line.points if metric in p.estimates]
         axes.plot(
             [x for x, _ in here],
@@ -98,18 +107,35 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
             markersize=5.5,
             linewidth=1.5,
             zorder=3,
+            transform=beside,
         )
         for x, each in here:
-            whiskers(axes, x, each, unit, COLOURS[at], upright=True)
+            # What is drawn beside its place does not count for the limits by itself.
+            bounds = (each.value, *(each.interval or ()), *(each.spread or ()))
+            axes.update_datalim([(x, bound / unit.factor) for bound in bounds])
+            whiskers(axes, x, each, unit, COLOURS[at], upright=True, transform=beside)
     if axis.log:
         axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.autoscale_view()
+    axes.xaxis.set_major_locator(FixedLocator(_ticks(lines, axis.log)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel(drawable(axis.title))
     axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
     if not metric.startswith("accuracy"):
         axes.set_ylim(bottom=0)
+
+
+def _ticks(lines: Sequence[Series], log: bool) -> list[float]:
+    """Return the settings to name on the axis: powers of two first, none on top of another."""
+    values = {x for line in lines for x, _ in line.points}
+    place = math.log2 if log else float
+    width = place(max(values)) - place(min(values))
+    kept: list[float] = []
+    for value in sorted(values, key=lambda x: (log and not math.log2(x).is_integer(), x)):
+        if all(abs(place(value) - place(other)) > MIN_GAP * width for other in kept):
+            kept.append(value)
+    return kept
 
 
 def _series_caption(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tradebench.report.fronts import Z95, Group
 from tradebench.report.series import bits
 from tradebench.report.tables import SEVERITY, STATUS_WORDS, Point
-from tradebench.report.units import count, listed, show, title
+from tradebench.report.units import count, listed, scale, show, significant, title
 from tradebench.result import Status
 
 MAX_TWINS = 2
@@ -31,7 +31,7 @@ def findings(group: Group) -> list[str]:
 def _coverage(group: Group) -> str:
     ended = Counter(point.status for point in group.points)
     parts = listed(f"{ended[each]} {STATUS_WORDS[each]}" for each in _order() if ended[each])
-    return f"{count(len(group.points), 'point')} {group.title}: {parts}."
+    return f"{count(len(group.points), 'point')}, {group.title}: {parts}."
 
 
 def _order() -> list[Status]:
@@ -64,7 +64,7 @@ def _smallest(group: Group) -> str:
     start = baseline(found)
     if start is not None and start is not best and start.estimates[name].value > 0:
         share = 1 - estimate.value / start.estimates[name].value
-        text += f", {share:.0%} less than {start.name}"
+        text += f", {100 * share:.0f} % less than {start.name}"
     return f"{text}."
 
 
@@ -109,9 +109,11 @@ def _smaller_twin(group: Group, point: Point, best: Point, goal: str) -> bool:
 def _facts(group: Group, point: Point, goal: str) -> str:
     """Return the goal with its 95 % interval, then memory and step time."""
     estimate = point.estimates[goal]
-    text = show(goal, estimate.value, estimate.unit)
+    unit = scale(goal, [estimate.value], estimate.unit)
     error = Z95 * group.error(point, goal)
-    facts = [f"{text} ± {show(goal, error, estimate.unit, 2)}" if error else text]
+    number = significant(estimate.value / unit.factor)
+    spread = f" ± {significant(error / unit.factor, 2)}" if error else ""
+    facts = [f"{number}{spread} {unit.unit}".strip()]
     for name in dict.fromkeys([group.memory, "step_seconds"]):
         if name and name != goal and name in point.estimates:
             facts.append(show(name, point.estimates[name].value, point.estimates[name].unit))

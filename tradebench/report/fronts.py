@@ -101,8 +101,8 @@ class Group:
         return self.standings[point.trial]
 
     def labelled(self, *labels: Label) -> tuple[Point, ...]:
-        """Return the points with one of these labels."""
-        return tuple(point for point in self.points if self.standing(point).label in labels)
+        """Return the points with one of these labels, in the order of the table."""
+        return tuple(point for point in self.ordered if self.standing(point).label in labels)
 
     @cached_property
     def ordered(self) -> tuple[Point, ...]:

@@ -57,17 +57,18 @@ def write(run: Run, out: Path) -> list[Path]:
     if not run.results:
         raise NothingToCompareError(f"{run.directory} holds no result yet: nothing to report")
     out.mkdir(parents=True, exist_ok=True)
-    sections = _sections(run, out)
+    found = sections(run, out)
     page, text, table = out / "index.html", out / "report.md", out / "trials.csv"
-    page.write_text(_html(run, sections), encoding="utf-8")
-    text.write_text(markdown.text(run, sections), encoding="utf-8")
+    page.write_text(_html(run, found), encoding="utf-8")
+    text.write_text(markdown.text(run, found), encoding="utf-8")
     frame(run).to_csv(table, index=False, lineterminator="\n")
-    drawn = [path for section in sections for each in section.pictures for path in each.paths]
+    drawn = [path for section in found for each in section.pictures for path in each.paths]
     return [page, text, table, *drawn]
 
 
-def _sections(run: Run, out: Path) -> list[Section]:
-    sections: list[Section] = []
+def sections(run: Run, out: Path) -> list[Section]:
+    """Return every group with its figures drawn into `out`."""
+    found = []
     for number, group in enumerate(groups(run)):
         shown = content.columns(group)
         section = Section(
@@ -79,11 +80,11 @@ def _sections(run: Run, out: Path) -> list[Section]:
             rows=content.rows(group, shown),
             endings=content.endings(group),
         )
-        sections.append(section)
-    return sections
+        found.append(section)
+    return found
 
 
-def _html(run: Run, sections: Sequence[Section]) -> str:
+def _html(run: Run, found: Sequence[Section]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -93,15 +94,15 @@ def _html(run: Run, sections: Sequence[Section]) -> str:
     )
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    found = [section.group for section in sections]
+    shown = [section.group for section in found]
     return environment.get_template("page.html.j2").render(
         title=content.heading(run),
         question=content.question(run),
-        sections=sections,
-        kinds=list(dict.fromkeys(group.kind for group in found)),
-        errors=findings.prediction_errors(found),
+        sections=found,
+        kinds=list(dict.fromkeys(group.kind for group in shown)),
+        errors=findings.prediction_errors(shown),
         environments=content.environments(run),
-        cautions=content.cautions(run, found),
+        cautions=content.cautions(run, shown),
         command=content.command(run),
         suite_text=str(run.header.get("suite_text") or ""),
         header=run.header,

@@ -26,6 +26,7 @@ from tradebench.report.style import (
     Picture,
     drawable,
     drawing,
+    note,
     save,
     whiskers,
 )
@@ -86,8 +87,7 @@ def pareto_figure(group: Group, name: str, out: Path) -> Picture | None:
     drawn = [p for p in group.ok if sum(each.name in p.estimates for each in shown) > 1]
     if not pairs or not drawn:
         return None
-    best = [p for p in group.ordered if group.standing(p).label in ("front", "possible")]
-    numbered = best[:MAX_NUMBERED]
+    numbered = group.labelled("front")[:MAX_NUMBERED]
     look = encoding(drawn)
     with drawing(name):
         figure = _pareto_panels(group, pairs, drawn, numbered, look)
@@ -121,6 +121,8 @@ def _pareto_panels(
         2, 1, squeeze=False, height_ratios=[panels_height, names]
     ).flatten()
     panels = top.subplots(rows, columns, squeeze=False).flatten()
+    if _has_accuracy(group):
+        note(top, accuracy_note(group.model))
     texts = []
     for axes, pair in zip(panels, pairs, strict=False):
         texts.append(_pareto_panel(axes, group, pair, drawn, numbered, look))
@@ -140,12 +142,20 @@ def _pareto_caption(group: Group, names: str) -> str:
         f"A point is on the front if no other is at least as good in all of {names} and better "
         "in one. Filled: on the front with a probability of at least 90 %, given the noise of "
         "the measurements; pale: of 10 to 90 %; hollow: less; cross: an objective is missing. Grey "
-        "steps: the front of the two quantities shown. The arrows point to the better side.",
+        "steps: the front of the two quantities shown. The arrows point to the better side. "
+        "Numbered as in the table: what is on the front.",
         INTERVALS,
     ]
-    if any(each.name.startswith("accuracy") for each in group.objectives):
+    limits = [f"{title(each.name).lower()} {each.limit_text}" for each in group.limits]
+    if limits:
+        parts.append(f"Dashed: the limits of the suite, {listed(limits)}.")
+    if _has_accuracy(group):
         parts.append(accuracy_note(group.model))
     return " ".join(parts)
+
+
+def _has_accuracy(group: Group) -> bool:
+    return any(each.name.startswith("accuracy") for each in group.objectives)
 
 
 def _pareto_panel(
@@ -260,7 +270,7 @@ def _numbers(figure: SubFigure, group: Group, numbered: Sequence[Point]) -> None
         figure.text(
             0.02 + 0.5 * column,
             1 - (row + 0.5) / half,
-            f"{group.numbers[point.trial]}  {drawable(point.name, 52)}",
+            f"{group.numbers[point.trial]}: {drawable(point.name, 52)}",
             fontsize=8.5,
             va="center",
         )

@@ -14,8 +14,9 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.transforms import Transform
 
 from tradebench.report.tables import Estimate
 from tradebench.report.units import Scale, clean, shorten
@@ -87,6 +88,9 @@ def drawing(name: str) -> Iterator[None]:
 
 def save(figure: Figure, name: str, out: Path, title: str, caption: str, alt: str) -> Picture:
     """Write `name`.svg and `name`.png into `out`, without dates or versions in them."""
+    # The layout is found once: it takes longer than the drawing, and both files get the same one.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -106,6 +110,11 @@ def _inline(svg: str, name: str) -> str:
     return re.sub(r'(href="#)', rf"\1{name}-", body)
 
 
+def note(figure: Figure | SubFigure, text: str) -> None:
+    """Set a sentence above the figure that must go wherever the figure goes."""
+    figure.suptitle(drawable(text, 140), fontsize=8, color=GREY, x=0.01, ha="left")
+
+
 def drawable(text: str, length: int = MAX_NAME) -> str:
     """Return the text on one short line, with a box for every character that the font lacks."""
     known = _characters()
@@ -118,11 +127,18 @@ def _characters() -> frozenset[int]:
 
 
 def whiskers(
-    axes: Axes, at: float, estimate: Estimate, scale: Scale, colour: str, upright: bool
+    axes: Axes,
+    at: float,
+    estimate: Estimate,
+    scale: Scale,
+    colour: str,
+    upright: bool,
+    transform: Transform | None = None,
 ) -> None:
     """Draw a quantity's uncertainty: a thin bar within one run, a thick one over its repeats."""
+    placed: dict[str, Any] = {} if transform is None else {"transform": transform}
     draw = axes.vlines if upright else axes.hlines
     for bounds, width in ((estimate.interval, 1.0), (estimate.spread, 3.2)):
         if bounds is not None:
             low, high = (bound / scale.factor for bound in bounds)
-            draw(at, low, high, colors=colour, linewidth=width, zorder=2.5, alpha=0.75)
+            draw(at, low, high, colors=colour, linewidth=width, zorder=2.5, alpha=0.75, **placed)

@@ -175,6 +175,8 @@ def points(results: Iterable[Result]) -> tuple[Point, ...]:
 def model_title(model: Mapping[str, Any]) -> str:
     """Return the model's name and, where its weights are random, that they are."""
     name = clean(str(model.get("name") or "unnamed model"))
+    if name == "reference":
+        return "the reference model"
     config = model.get("config")
     shape = f" (shape {clean(str(config))})" if config and config != name else ""
     weights = ", random weights" if model.get("weights") == "random" else ""

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tradebench.report.content import Column, columns, rows
+from tradebench.report.content import Cell, Column, columns, rows
 from tradebench.report.fronts import Group, groups
 from tradebench.report.units import count, listed, shorten, title
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tradebench.store import Run
 
 MAX_NAME = 60
+MAX_ROWS = 40
+MAX_COLUMNS = 5
 STATUS_STYLES = {"ok": "green", "skipped": "dim", "failed": "red"}
 
 
@@ -40,26 +42,39 @@ def summary(group: Group) -> str:
 
 def _table(group: Group) -> Table:
     shown = _few(columns(group), group)
-    drawn = Table(title=group.title, title_justify="left", box=None, pad_edge=False)
+    drawn = Table(title=group.title, title_justify="left", box=None, padding=(0, 1))
     drawn.add_column("")
-    drawn.add_column("point", overflow="fold", min_width=16)
-    drawn.add_column("status")
+    drawn.add_column("point", overflow="fold")
+    drawn.add_column("status", overflow="fold")
     for column in shown:
-        drawn.add_column(f"{column.title}\n{column.scale.unit}", justify="right")
-    for row in rows(group, shown):
+        # A narrow window wraps numbers and cuts none.
+        head = f"{_short(column.title)}\n{column.scale.unit}"
+        drawn.add_column(head, justify="right", overflow="fold")
+    for row in rows(group, shown)[:MAX_ROWS]:
         drawn.add_row(
             row.mark,
             # Text, not a string: a name is never read as markup.
             Text(shorten(row.name, MAX_NAME)),
             Text(row.status_text, style=STATUS_STYLES.get(row.status, "yellow")),
-            *(Text(f"{cell.text} {cell.plus_minus}".strip()) for cell in row.cells),
+            *(_number(column, cell) for column, cell in zip(shown, row.cells, strict=True)),
         )
+    if len(group.points) > MAX_ROWS:
+        drawn.add_row("", f"and {len(group.points) - MAX_ROWS} more, all of them in the report")
     return drawn
+
+
+def _number(column: Column, cell: Cell) -> Text:
+    """Return the number; room for its interval is kept for accuracies, where it is widest."""
+    interval = cell.plus_minus if column.name.startswith("accuracy") else ""
+    return Text(f"{cell.text} {interval}".strip())
+
+
+def _short(head: str) -> str:
+    return head.replace("Accuracy on ", "accuracy ").replace("Peak ", "").lower()
 
 
 def _few(found: tuple[Column, ...], group: Group) -> tuple[Column, ...]:
     """Keep objectives, one memory, step time and the accuracies after training."""
     wanted = {each.name for each in group.objectives} | {group.memory, "step_seconds"}
-    return tuple(
-        column for column in found if column.name in wanted or column.name.startswith("accuracy.")
-    )
+    kept = [each for each in found if each.name in wanted or each.name.startswith("accuracy.")]
+    return tuple(kept[:MAX_COLUMNS])

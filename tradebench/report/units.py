@@ -62,7 +62,7 @@ def scale(name: str, values: Iterable[float], unit: str) -> Scale:
         return _first(largest, ((1.0, "s"), (1e-3, "ms")), "µs", 1e-6)
     if unit in DIMENSIONLESS and name.startswith("accuracy"):
         return Scale(0.01, "%")
-    plain = "" if unit in DIMENSIONLESS else unit
+    plain = "tokens/s" if name == "tokens_per_second" else "" if unit in DIMENSIONLESS else unit
     found = next(((size, sign) for size, sign in SI_PREFIXES if largest >= 10 * size), None)
     if found is None:
         return Scale(1.0, plain)

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.scalarbool import ScalarBoolean
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tradebench.errors import UserError
 from tradebench.suite.problems import Loc, Problem, near, show
 
+PREFIX = "tag:yaml.org,2002:"
+MERGE = f"{PREFIX}merge"
+# YAML 1.2 knows neither dates nor `=`; ruamel still marks them, and here they are text.
+TEXT = {f"{PREFIX}{kind}" for kind in ("str", "timestamp", "value")}
+SCALARS = {f"{PREFIX}{kind}" for kind in ("int", "float", "bool", "null")}
+
+LARGEST = 2**63  # beyond it, a number in JSON may come back as infinity
+
 
 @dataclass(frozen=True)
 class Source:
-    """A YAML file that was read: `data` holds plain values, `tree` their positions."""
+    """A YAML file that was read: plain values, and the line of each key and list item."""
 
     path: Path
     text: str
-    tree: CommentedMap
     data: dict[str, Any]
+    lines: dict[Loc, int]
 
     def line(self, at: Loc) -> int:
-        """The line of a key or of a list's item, or of the nearest thing around it."""
-        line: int = self.tree.lc.line
-        here: Any = self.tree
-        for part in at:
-            if not isinstance(here, CommentedMap | CommentedSeq) or here.lc.data is None:
-                break
-            # A key that came in through a merge (<<) has its line where it was written.
-            position = here.lc.data.get(part)
-            line = position[0] if position else line
-            try:
-                here = here[part]
-            except (KeyError, IndexError):
-                break
-        return line + 1
+        """The line of a key or list item, or of the nearest thing around it."""
+        while at not in self.lines:
+            at = at[:-1]
+        return self.lines[at]
 
     def error(self, problem: Problem) -> UserError:
         """The problem as one line: file, line, sentence."""
@@ -89,51 +85,97 @@ def parse(text: str, path: Path) -> Source:
     Raises:
         UserError: the text is not one YAML mapping of plain values.
     """
+    root = _compose(text, path)
+    if root is None:
+        raise UserError(f"{path}:1: the file is empty; a suite needs at least model and grid")
+    reader = _Reader()
     try:
-        tree = YAML(typ="rt").load(text)
+        data = reader.value(root, ())
+    except RecursionError:
+        raise UserError(f"{path}: an anchor contains itself") from None
+    except Problem as problem:
+        raise Source(path, text, {}, reader.lines).error(problem) from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}:1: a suite is a mapping of keys, not {show(data)}")
+    return Source(path, text, data, reader.lines)
+
+
+def _compose(text: str, path: Path) -> Node | None:
+    """The YAML nodes of a text."""
+    try:
+        node: Node | None = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise UserError(f"{where}: {_yaml_problem(error)}") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
-    except (YAMLError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{path}: not YAML: {first}") from None
-    if tree is None:
-        raise UserError(f"{path}:1: the file is empty; a suite needs at least model and grid")
-    if not isinstance(tree, CommentedMap):
-        raise UserError(f"{path}:1: a suite is a mapping of keys, not {show(tree)}")
-    source = Source(path=path, text=text, tree=tree, data={})
-    try:
-        return Source(path=path, text=text, tree=tree, data=_plain(tree, ()))
-    except Problem as problem:
-        raise source.error(problem) from None
-    except RecursionError:
-        raise UserError(f"{path}: an anchor contains itself") from None
+    except YAMLError as error:
+        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    return node
 
 
-def _plain(value: object, at: Loc) -> Any:
-    """The value without ruamel's types; a whole number is an int, however it was written."""
-    if isinstance(value, CommentedMap):
-        for key in value:
-            if not isinstance(key, str):
-                raise Problem(at, f"the key {show(key)} must be text; put it in quotes")
-        return {str(key): _plain(inner, (*at, key)) for key, inner in value.items()}
-    if isinstance(value, CommentedSeq):
-        return [_plain(inner, (*at, index)) for index, inner in enumerate(value)]
-    if isinstance(value, bool | ScalarBoolean):
-        return bool(value)
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return int(value) if value.is_integer() else float(value)
-    if value is None:
-        return None
-    kind = "numbers must be finite" if isinstance(value, float) else "put it in quotes"
-    raise Problem(at, f"{show(str(value))} is neither text nor a number nor a list; {kind}")
+class _Reader:
+    """Turns nodes into plain values and notes the line of each key and list item."""
+
+    def __init__(self) -> None:
+        self.lines: dict[Loc, int] = {}
+        self.constructor = YAML(typ="safe", pure=True).constructor
+
+    def value(self, node: Node, at: Loc) -> Any:
+        """The plain value of a node."""
+        self.lines.setdefault(at, node.start_mark.line + 1)
+        if isinstance(node, MappingNode):
+            return self._mapping(node, at)
+        if isinstance(node, SequenceNode):
+            return [self.value(inner, (*at, index)) for index, inner in enumerate(node.value)]
+        return self._scalar(node, at)
+
+    def _mapping(self, node: MappingNode, at: Loc) -> dict[str, Any]:
+        """A mapping, with what `<<` merges into it where it has no such key itself."""
+        values: dict[str, Any] = {}
+        for own, key, inner in self._pairs(node, at):
+            if not isinstance(key, ScalarNode) or key.tag not in TEXT:
+                shown = key.value if isinstance(key, ScalarNode) else "[...]"
+                raise Problem(at, f"the key {shown} must be text; put it in quotes")
+            name = key.value
+            if name in values and not own:
+                continue
+            self.lines[*at, name] = key.start_mark.line + 1
+            if name in values:
+                raise Problem((*at, name), f"the key {show(name)} stands here a second time")
+            values[name] = self.value(inner, (*at, name))
+        return values
+
+    def _pairs(self, node: MappingNode, at: Loc) -> Iterator[tuple[bool, Node, Node]]:
+        """The mapping's own keys and values, then those that are merged into it."""
+        merged: list[Node] = []
+        for key, value in node.value:
+            if key.tag != MERGE:
+                yield True, key, value
+            else:
+                merged += value.value if isinstance(value, SequenceNode) else [value]
+        for source in merged:
+            if not isinstance(source, MappingNode):
+                raise Problem(at, "<< merges a mapping, or a list of mappings")
+            for _, key, value in self._pairs(source, at):
+                yield False, key, value
+
+    def _scalar(self, node: Node, at: Loc) -> Any:
+        """Text, true, false, nothing or a number; a whole number is an int, however written."""
+        if node.tag in TEXT:
+            return node.value
+        if node.tag not in SCALARS:
+            raise Problem(at, f"the tag {node.tag} means nothing in a suite")
+        try:
+            value = self.constructor.construct_object(node)
+        except (ValueError, KeyError):
+            raise Problem(at, f"{show(node.value)} is not a value of {node.tag}") from None
+        if value is None or isinstance(value, bool):
+            return value
+        if not abs(value) < LARGEST:  # true of NaN as well
+            raise Problem(at, f"{show(node.value)} is not a number below 2^63")
+        return int(value) if value == int(value) else value
 
 
 def _yaml_problem(error: MarkedYAMLError) -> str:
@@ -141,8 +183,6 @@ def _yaml_problem(error: MarkedYAMLError) -> str:
     problem = " ".join(str(error.problem).split())
     if "'\\t'" in problem:
         return "a tab cannot indent YAML; use spaces"
-    if problem.startswith("found duplicate key"):
-        return f"{problem.split(' with value')[0]}; each key may stand once"
     if problem == "but found another document":
         return "found a second document (---); one file is one suite"
     return f"not YAML: {problem}"

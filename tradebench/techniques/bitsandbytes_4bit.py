@@ -104,10 +104,21 @@ class FourBit(Technique):
                 f"{self.method} was asked for, but {len(layers) - len(packed)} of {len(layers)} "
                 "linear layers are still dense"
             )
+        states = [module.weight.quant_state for module in packed]
+        kinds = {(state.quant_type, state.nested) for state in states}
+        if kinds != {(self.method, self.double)}:
+            raise ContradictionError(
+                f"{self.label} was asked for, but the layers hold "
+                f"{', '.join(kind + ' double' * nested for kind, nested in sorted(kinds))}"
+            )
+        if any(getattr(state, "packing_format_for_cpu", False) for state in states):
+            raise ContradictionError(
+                "the CPU kernel has repacked the weights for inference, which corrupts gradients"
+            )
         return {
             "layers": len(packed),
             "weight_bytes": sum(module.weight.nbytes for module in packed),
-            "scale_bytes": sum(_scale_bytes(module.weight.quant_state) for module in packed),
+            "scale_bytes": sum(_scale_bytes(state) for state in states),
         }
 
 

@@ -12,7 +12,7 @@ from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stag
 from tradebench.techniques.targets import decoder_linears, replace_linears
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from tradebench.techniques.protocol import Effect
     from tradebench.trial import Trial
@@ -75,11 +75,16 @@ class Int8(Technique):
         return model
 
     def effect(self, model: nn.Module) -> Effect:
-        """Count quantized layers and the bytes of their weights."""
+        """Count quantized layers and their bytes, scales included."""
+        import torch
         from bitsandbytes.nn import Linear8bitLt
 
         layers = [module for _, module in decoder_linears(model)]
-        packed = [module for module in layers if isinstance(module, Linear8bitLt)]
+        packed = [
+            module
+            for module in layers
+            if isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8
+        ]
         if len(packed) < len(layers):
             raise ContradictionError(
                 f"int8 was asked for, but {len(layers) - len(packed)} of {len(layers)} linear "
@@ -87,5 +92,12 @@ class Int8(Technique):
             )
         return {
             "layers": len(packed),
-            "weight_bytes": sum(module.weight.numel() for module in packed),
+            "weight_bytes": sum(module.weight.nbytes for module in packed),
+            "scale_bytes": sum(_scales(module).nbytes for module in packed),
         }
+
+
+def _scales(linear: Any) -> Tensor:
+    """One scale per row: beside the weight, and in the layer's state once it has run."""
+    scales: Tensor = linear.weight.SCB if linear.state.SCB is None else linear.state.SCB
+    return scales

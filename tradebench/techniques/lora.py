@@ -6,7 +6,7 @@ the square root of the rank, DoRA trains direction and magnitude apart.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ class Lora(Technique):
     method: Literal["lora", "rslora", "dora"]
     rank: int = Field(16, ge=1, description="columns of each adapter matrix")
     alpha: float | None = Field(None, gt=0, description="scale of the update; twice the rank")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear", description="names of the linear layers that get an adapter"
     )
     merge: bool = Field(False, description="merge into the base before the final evaluation")
@@ -95,15 +95,28 @@ class Lora(Technique):
         wrong = {matrix.shape[0] for matrix in matrices} - {self.rank}
         if wrong:
             raise ContradictionError(f"rank {self.rank} was asked for, but adapters have {wrong}")
-        moved = sum(
-            bool(parameter.abs().sum() > 0)
+        missed = (
+            []
+            if self.targets == "all-linear"
+            else [
+                target
+                for target in self.targets
+                if not any(f"{target}.lora_" in name for name in adapters)
+            ]
+        )
+        if missed:
+            raise ContradictionError(f"no layer named {', '.join(missed)} got an adapter")
+        # They start at zero, so one that is zero still has never had a gradient.
+        still = sum(
+            bool(parameter.abs().sum() == 0)
             for name, parameter in adapters.items()
             if ".lora_B." in name
         )
-        if moved == 0:
-            raise ContradictionError(f"no {self.method} adapter was moved by training")
+        if still:
+            raise ContradictionError(
+                f"{still} of {len(matrices)} {self.method} adapters were not moved by training"
+            )
         return {
             "layers": len(matrices),
-            "moved": moved,
             "trainable_parameters": sum(parameter.numel() for parameter in adapters.values()),
         }

@@ -124,11 +124,7 @@ class LocalEngine:
     def _warm_up(self) -> Template:
         """A template that is ready; one that only starts fresh interpreters where forks are off."""
         if self.isolation == "fork":
-            template = Template(self._preload, self._log, self._variables)
-            try:
-                refusal = template.wait()
-            except TemplateError as error:
-                refusal = f"the template failed: {error}"
+            template, refusal = self._warm_template()
             if refusal is None:
                 return template
             template.close()
@@ -138,6 +134,18 @@ class LocalEngine:
         template = Template(None, self._log, self._variables)
         template.wait()
         return template
+
+    def _warm_template(self) -> tuple[Template, str | None]:
+        """A template for forks, and why it must not fork; one death is forgiven."""
+        for forgiven in (True, False):
+            template = Template(self._preload, self._log, self._variables)
+            try:
+                return template, template.wait()
+            except TemplateError as error:
+                failure = f"the template failed: {error}"
+                if not forgiven:
+                    break
+        return template, failure
 
     def _launch(self, job: Job, pipes: tuple[int, int, int]) -> None:
         try:

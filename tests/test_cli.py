@@ -1,0 +1,277 @@
+"""The commands as users call them: in a process of their own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tradebench import store
+from tradebench.techniques import techniques
+
+ROOT = Path(__file__).parents[1]
+Tradebench = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SUITE = """\
+# Does a small random model run?
+model: {{name: tiny, config: {model}, weights: random}}
+budget: {{steps: 4, warmup: 1, batch: 4, sequence: 32, data: random}}
+design: list
+grid:
+  - {{precision: bf16}}
+  - {{quantization: nf4}}
+  - {{quantization: nf4, adapters: {{method: lora, rank: 4}}}}
+  - {{checkpointing: {{ratio: 1}}}}
+"""
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "tradebench", *map(str, words)]
+
+
+@pytest.fixture
+def tradebench(tmp_path: Path) -> Tradebench:
+    """Runs a command in an empty folder and gives what it printed and its exit code."""
+
+    def call(*words: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(command(*words), cwd=tmp_path, capture_output=True, text=True)
+
+    return call
+
+
+@pytest.fixture
+def suite(tmp_path: Path, tiny_model_path: str) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(SUITE.format(model=tiny_model_path))
+    return file
+
+
+def run_directory(folder: Path) -> Path:
+    (header,) = folder.glob("results/small/*/run.json")
+    return header.parent
+
+
+def statuses(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    return {result["label"]: result["status"] for result in results}
+
+
+def workers_started(directory: Path) -> int:
+    return sum(event["event"] == "started" for event in store.events(directory))
+
+
+def test_help_names_every_command(tradebench: Tradebench) -> None:
+    help_text = tradebench("--help").stdout
+
+    for name in ("run", "report", "techniques", "doctor", "suite", "reference"):
+        assert re.search(rf"^\W+{name}\b", help_text, re.MULTILINE)
+
+
+def test_a_sweep_ends_in_a_report_and_is_not_repeated(
+    tradebench: Tradebench, suite: Path, tmp_path: Path
+) -> None:
+    first = tradebench("run", suite, "--format", "json")
+    printed = json.loads(first.stdout)
+    directory = run_directory(tmp_path)
+
+    assert first.returncode == 0, first.stderr
+    assert printed["schema"] == "tradebench.run/1"
+    assert statuses(printed["results"]) == {
+        "bf16": "ok",
+        "nf4": "skipped",
+        "nf4 + lora r4": "ok",
+        "checkpointing 1": "ok",
+    }
+    assert {"index.html", "report.md", "trials.csv", "pareto.svg", "pareto.png"} <= {
+        file.name for file in (directory / "report").iterdir()
+    }
+
+    started = workers_started(directory)
+    second = tradebench("run", suite)
+
+    assert second.returncode == 0
+    assert workers_started(directory) == started == 3
+    assert "index.html" in second.stdout
+
+
+def test_a_result_says_how_to_run_the_point_again(tradebench: Tradebench, suite: Path) -> None:
+    from tradebench.result import Result
+    from tradebench.trial import Trial
+
+    for raw in json.loads(tradebench("run", suite, "--format", "json").stdout)["results"]:
+        result = Result.model_validate(raw)
+        trial = Trial.from_payload(
+            {key: raw[key] for key in ("model", "budget", "evaluate", "settings")}
+        )
+
+        assert trial.id == result.trial
+        assert trial.label == result.label
+
+
+def test_an_impossible_memory_demand_is_a_finding_with_phase_and_size(
+    tradebench: Tradebench, tmp_path: Path, tiny_model_path: str
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        f"model: {{name: tiny, config: {tiny_model_path}, weights: random}}\n"
+        "budget: {steps: 2, warmup: 0, batch: 512, sequence: 128, data: random}\n"
+        "grid: {precision: fp32}\n"
+    )
+
+    done = tradebench("run", file, "--memory-cap", "200MiB", "--format", "json")
+    (result,) = json.loads(done.stdout)["results"]
+
+    assert done.returncode == 0, done.stderr
+    assert (result["status"], result["phase"]) == ("oom", "train")
+    assert result["measurements"]["requested_bytes"]["value"] > 2**20
+    assert result["measurements"]["peak_tensor_bytes.load"]["value"] > 0
+
+
+def test_a_dry_run_lists_the_points_and_starts_nothing(
+    tradebench: Tradebench, suite: Path, tmp_path: Path
+) -> None:
+    done = tradebench("run", suite, "--dry-run")
+
+    assert "4 points, 3 legal" in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "nowhere.yaml"], r"tradebench: nowhere\.yaml: .*"),
+        (
+            ["suite", "check", "wrong.yaml"],
+            r"tradebench: wrong\.yaml:3: unknown slot 'qant.*nf4?.*",
+        ),
+        (["report", "nowhere"], r"tradebench: nowhere is not a run.*"),
+        (["report"], r"tradebench: results holds no run yet.*"),
+        (["run", "good.yaml", "--memory-cap", "lots"], r"tradebench: --memory-cap: .*lots.*"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    tradebench: Tradebench, tmp_path: Path, words: list[str], line: str
+) -> None:
+    (tmp_path / "wrong.yaml").write_text("model: reference\ngrid:\n  qantization: nf4\n")
+    (tmp_path / "good.yaml").write_text("model: reference\ngrid: {precision: bf16}\n")
+
+    done = tradebench(*words)
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.match(line.replace("nf4?.*", ".*"), done.stderr)
+
+
+def test_missing_training_data_fails_the_point_with_one_sentence(
+    tradebench: Tradebench, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "model: reference\nbudget: {steps: 2, warmup: 0, data: {file: rows.jsonl}}\ngrid: {precision: bf16}\n"
+    )
+
+    done = tradebench("run", file, "--format", "json")
+    (result,) = json.loads(done.stdout)["results"]
+
+    assert done.returncode == 5
+    assert result["status"] == "failed"
+    assert "rows.jsonl:2" in result["reason"]
+
+
+def test_every_technique_is_listed(tradebench: Tradebench) -> None:
+    listed = json.loads(tradebench("techniques", "--format", "json").stdout)["techniques"]
+
+    assert [row["methods"] for row in listed] == [list(kind.methods()) for kind in techniques()]
+    assert all(row["cite"] and row["summary"] for row in listed)
+
+
+def test_the_schema_of_suites_is_json(tradebench: Tradebench) -> None:
+    schema = json.loads(tradebench("suite", "schema").stdout)
+
+    assert "grid" in schema["properties"]
+
+
+def test_the_doctor_finds_torn_lines(tradebench: Tradebench, tmp_path: Path) -> None:
+    directory = store.create_run(tmp_path / "results", "small", {})
+    (directory / "trials.local.jsonl").write_text('{"schema": "tradebench.res')
+
+    done = tradebench("doctor")
+
+    assert "torch: 2" in done.stdout
+    assert "trials.local.jsonl" in done.stderr
+
+
+def descendants_of(directory: Path) -> list[psutil.Process]:
+    """Processes that work for a run: its folder is in their command line or environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(directory) in " ".join([*process.cmdline(), process.cwd()]):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [2.0, pytest.param(9.0, marks=pytest.mark.slow), pytest.param(11.0, marks=pytest.mark.slow)],
+)
+def test_killing_the_supervisor_loses_nothing_that_was_finished(
+    suite: Path, tmp_path: Path, moment: float
+) -> None:
+    sweep = subprocess.Popen(
+        command("run", suite),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    time.sleep(moment)
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    directory = run_directory(tmp_path)
+    before = {
+        (result.trial, result.repeat): result
+        for result in store.load(directory).results
+        if result.status == "ok"
+    }
+    deadline = time.monotonic() + 10
+    while descendants_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert not descendants_of(tmp_path)
+
+    subprocess.run(command("run", suite), cwd=tmp_path, capture_output=True, check=True)
+    after = {(result.trial, result.repeat): result for result in store.load(directory).results}
+
+    assert sorted(result.status for result in after.values()) == ["ok", "ok", "ok", "skipped"]
+    assert all(after[key] == result for key, result in before.items())
+
+
+def test_ctrl_c_keeps_what_is_done_and_ends_with_130(suite: Path, tmp_path: Path) -> None:
+    sweep = subprocess.Popen(
+        command("run", suite),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert sweep.stderr is not None
+    for line in sweep.stderr:
+        if line.startswith("ok"):
+            break
+    sweep.send_signal(signal.SIGINT)
+    sweep.communicate(timeout=30)
+
+    assert sweep.returncode == 130
+    assert any(result.status == "ok" for result in store.load(run_directory(tmp_path)).results)

@@ -1,0 +1,522 @@
+"""What reports compute: pooled points, standings, series, findings, and how numbers are spelled."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tradebench.report import content, findings, fronts, series, tables, units
+from tradebench.result import SCHEMA, Kind, Measurement, Result, Status, digest
+from tradebench.store import Run
+
+FP32: dict[str, Any] = {"precision": {"method": "fp32"}}
+BF16: dict[str, Any] = {"precision": {"method": "bf16"}}
+UNITS = {"peak_tensor_bytes": "B", "peak_tensor_bytes.load": "B", "step_seconds": "s"}
+
+
+def numbers(
+    intervals: dict[str, tuple[float, float]] | None = None, **values: float
+) -> dict[str, Measurement]:
+    """Measurements by name; `memory`, `load`, `step` and task names are short for theirs."""
+    long = {
+        "memory": "peak_tensor_bytes",
+        "load": "peak_tensor_bytes.load",
+        "step": "step_seconds",
+    }
+    found = {}
+    for short, value in values.items():
+        name = long.get(short, f"accuracy.{short}")
+        found[name] = Measurement(
+            value=value,
+            unit=UNITS.get(name, "1"),
+            better="more" if name.startswith("accuracy") else "less",
+            interval=(intervals or {}).get(short),
+        )
+    return found
+
+
+def result(
+    settings: dict[str, Any],
+    measurements: dict[str, Measurement] | None = None,
+    *,
+    label: str | None = None,
+    repeat: int = 0,
+    status: Status = "ok",
+    reason: str | None = None,
+    kind: Kind = "measured",
+    model: dict[str, Any] | None = None,
+) -> Result:
+    return Result(
+        schema=SCHEMA,
+        kind=kind,
+        suite="s",
+        trial=digest([settings, model]),
+        repeat=repeat,
+        label=" + ".join(f["method"] for f in settings.values()) if label is None else label,
+        model=model or {"name": "reference"},
+        budget={"steps": 1},
+        evaluate={"tasks": ["qa"]},
+        settings=settings,
+        status=status,
+        reason=reason,
+        measurements=measurements or {},
+    )
+
+
+def run_of(*results: Result, **header: Any) -> Run:
+    return Run(directory=Path("run"), header=header, results=results, attempts=results, problems=())
+
+
+def group_of(*results: Result, **header: Any) -> fronts.Group:
+    (group,) = fronts.groups(run_of(*results, **header))
+    return group
+
+
+def lora(rank: int, **fields: Any) -> dict[str, Any]:
+    return FP32 | {"adapters": {"method": "lora", "rank": rank, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit", "expected"),
+    [
+        ("peak_tensor_bytes", 3 * 2**30, "B", "3.00 GiB"),
+        ("peak_tensor_bytes", 1536, "B", "1.50 KiB"),
+        ("peak_tensor_bytes", 0, "B", "0 B"),
+        ("step_seconds", 0.2117, "s", "212 ms"),
+        ("step_seconds", 12.0, "s", "12.0 s"),
+        ("step_seconds", 3e-5, "s", "30.0 µs"),
+        ("accuracy.qa", 0.7971, "1", "79.7 %"),
+        ("trainable_parameters", 41_943_040, "1", "41.9 M"),
+        ("tokens_per_second", 4910.4, "1/s", "4910 tokens/s"),
+        ("train_loss", 2.34567, "nat", "2.35 nat"),
+        ("train_loss", math.inf, "nat", "inf nat"),
+    ],
+)
+def test_values_are_shown_in_the_unit_that_fits(
+    name: str, value: float, unit: str, expected: str
+) -> None:
+    assert units.show(name, value, unit) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("peak_tensor_bytes", "Peak tensor memory"),
+        ("peak_reserved_bytes.evaluate_before", "Peak reserved memory while evaluate before"),
+        ("accuracy.gsm8k", "Accuracy on gsm8k"),
+        ("accuracy.gsm8k.strict", "Accuracy on gsm8k, strict"),
+        ("accuracy_before.qa", "Accuracy on qa before training"),
+        ("peak_optimizer_bytes", "Optimizer at the peak"),
+        ("some_other_thing", "some other thing"),
+    ],
+)
+def test_names_are_said_as_a_reader_would(name: str, expected: str) -> None:
+    assert units.title(name) == expected
+
+
+def test_long_texts_lose_their_middle() -> None:
+    assert units.shorten("abcdefghij", 7) == "abcd…ij"
+    assert units.shorten("abc", 7) == "abc"
+
+
+def test_control_and_direction_characters_are_dropped() -> None:
+    assert units.clean("a\u202eb\n\tc\x00d") == "ab cd"
+
+
+def test_words_are_listed_as_in_a_sentence() -> None:
+    assert [units.listed(words) for words in ("", "a", "ab", "abc")] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
+
+
+def test_repeats_count_once_each() -> None:
+    found = [
+        result(FP32, numbers({"qa": (0.3, 0.7)}, qa=0.5, step=1.0)),
+        result(FP32, numbers({"qa": (0.5, 0.9)}, qa=0.7, step=3.0), repeat=1),
+    ]
+    (point,) = tables.points(found)
+    estimate = point.estimates["accuracy.qa"]
+
+    assert estimate.value == pytest.approx(0.6)
+    assert estimate.spread == (0.5, 0.7)
+    assert estimate.interval == pytest.approx((0.4, 0.8))
+    assert point.value("step_seconds") == 2.0
+    assert point.value("nothing") is None
+
+
+def test_one_repeat_has_no_spread() -> None:
+    (point,) = tables.points([result(FP32, numbers(step=1.0))])
+
+    assert point.estimates["step_seconds"].spread is None
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "text"),
+    [
+        (("ok", "ok"), "ok", "ok"),
+        (("ok", "killed"), "ok", "ok 1 of 2, killed 1 of 2"),
+        (("ok", "oom"), "oom", "out of memory 1 of 2, ok 1 of 2"),
+        (("killed",), "killed", "killed"),
+        (("oom", "failed"), "failed", "failed 1 of 2, out of memory 1 of 2"),
+    ],
+)
+def test_a_point_has_the_status_a_reader_must_hear_first(
+    statuses: tuple[Status, ...], status: Status, text: str
+) -> None:
+    found = [result(FP32, status=each, repeat=at) for at, each in enumerate(statuses)]
+    (point,) = tables.points(found)
+
+    assert (point.status, point.status_text) == (status, text)
+
+
+def test_reasons_are_said_once_each() -> None:
+    found = [
+        result(FP32, status="skipped", reason="one reason\nanother"),
+        result(FP32, status="skipped", reason="another", repeat=1),
+        result(FP32, status="killed", repeat=2),
+    ]
+    (point,) = tables.points(found)
+
+    assert point.reasons == ("one reason", "another", "no reason was recorded")
+
+
+def test_equal_labels_are_told_apart_by_their_settings() -> None:
+    found = [result(lora(8, alpha=alpha), label="lora r8") for alpha in (None, 4.0)]
+
+    assert [point.name for point in tables.points(found)] == [
+        "lora r8 (adapters.alpha=None)",
+        "lora r8 (adapters.alpha=4.0)",
+    ]
+
+
+def test_limits_on_memory_hold_in_every_phase() -> None:
+    small = result(FP32, numbers(memory=10, load=50))
+    large = result(BF16, numbers(memory=20, load=20))
+    group = group_of(small, large, limits={"peak_tensor_bytes": 40})
+
+    assert [group.meets_limits(point) for point in group.points] == [False, True]
+
+
+def test_limits_where_more_is_better_are_lower_bounds() -> None:
+    group = group_of(
+        result(FP32, numbers(qa=0.8)),
+        result(BF16, numbers(qa=0.6)),
+        result(lora(1), status="oom"),
+        limits={"accuracy.qa": 0.7},
+    )
+
+    assert [group.meets_limits(point) for point in group.points] == [True, False, False]
+    assert group.limits[0].limit_text == "≥ 70.0 %"
+
+
+OBJECTIVES = ["peak_tensor_bytes", "accuracy.qa"]
+
+
+def test_standings_follow_the_noise() -> None:
+    near = (0.48, 0.72)
+    group = group_of(
+        result(FP32, numbers({"qa": near}, memory=100, qa=0.60)),
+        result(BF16, numbers({"qa": near}, memory=90, qa=0.60)),
+        result(lora(1), numbers(memory=10, qa=0.3)),
+        result(lora(2), numbers(memory=200, qa=0.1)),
+        objectives=OBJECTIVES,
+    )
+
+    assert [group.standing(point).label for point in group.points] == [
+        "possible",
+        "front",
+        "front",
+        "dominated",
+    ]
+    assert group.standing(group.points[0]).probability == pytest.approx(0.5, abs=0.05)
+
+
+def test_exact_ties_are_all_on_the_front() -> None:
+    same = numbers(memory=100, qa=0.6)
+    group = group_of(result(FP32, same), result(BF16, same), objectives=OBJECTIVES)
+
+    assert len(group.labelled("front")) == 2
+
+
+def test_incomplete_points_say_what_they_lack() -> None:
+    group = group_of(
+        result(FP32, numbers(memory=100, qa=0.6)),
+        result(BF16, numbers(memory=90)),
+        result(lora(1), status="oom", reason="too big"),
+        objectives=OBJECTIVES,
+    )
+    reasons = [group.standing(point).reason for point in group.points]
+
+    assert reasons == ["", "no value for Accuracy on qa", "out of memory"]
+    assert [point.name for point in group.ordered][0] == "fp32"
+
+
+def test_an_objective_that_no_point_has_is_named_and_left_out() -> None:
+    group = group_of(
+        result(FP32, numbers(memory=100, qa=0.6)),
+        objectives=["peak_reserved_bytes", *OBJECTIVES],
+    )
+
+    assert group.absent == ("peak_reserved_bytes",)
+    assert len(group.labelled("front")) == 1
+    assert "No point of this run has a value for peak reserved memory." in findings.findings(group)
+
+
+def test_a_run_without_objectives_gets_the_usual_ones() -> None:
+    group = group_of(result(FP32, numbers(memory=100, step=1.0, qa=0.5)))
+
+    assert [each.name for each in group.objectives] == [
+        "peak_tensor_bytes",
+        "step_seconds",
+        "accuracy.qa",
+    ]
+
+
+def test_models_are_never_compared_with_each_other() -> None:
+    found = fronts.groups(
+        run_of(
+            result(FP32, numbers(memory=1), model={"name": "a"}),
+            result(FP32, numbers(memory=2), model={"name": "b", "weights": "random"}),
+            result(FP32, numbers(memory=2), model={"name": "a"}, kind="published"),
+        )
+    )
+
+    assert [group.title for group in found] == [
+        "measured on a",
+        "measured on b, random weights",
+        "published on a",
+    ]
+
+
+def test_the_spread_between_repeats_is_pooled_over_points() -> None:
+    found = [
+        tables.pool([Measurement(value=value, unit="s") for value in values])
+        for values in ((0.9, 1.1), (1.8, 2.2), (5.0,))
+    ]
+
+    assert fronts.relative_sd(found) == pytest.approx(math.sqrt(0.04 / 2))
+    assert fronts.relative_sd(found[2:]) == 0.0
+
+
+def test_the_evaluators_error_does_not_shrink_with_repeats() -> None:
+    one = Measurement(value=0.5, unit="1", interval=(0.4, 0.6))
+    estimates = [tables.pool([one] * count) for count in (1, 9)]
+    errors = [fronts.standard_error(estimate, relative=0.0) for estimate in estimates]
+
+    assert errors == pytest.approx([0.1 / 1.96] * 2, rel=1e-3)
+
+
+def lines(*results: Result) -> dict[str, list[tuple[str, list[float]]]]:
+    """Axis to the name and the places of every series."""
+    return {
+        axis.field: [(line.name, [x for x, _ in line.points]) for line in found]
+        for axis, found in series.series(group_of(*results)).items()
+    }
+
+
+def test_points_that_differ_in_one_setting_make_a_series() -> None:
+    found = lines(*(result(lora(rank), numbers(qa=0.5), label="lora") for rank in (16, 4, 8)))
+
+    assert found == {"rank": [("lora", [4, 8, 16])]}
+
+
+def test_points_that_differ_in_two_settings_make_none() -> None:
+    found = lines(
+        result(lora(4, dropout="no"), numbers(qa=0.5)),
+        result(lora(8, dropout="yes"), numbers(qa=0.5)),
+    )
+
+    assert found == {}
+
+
+def test_a_slot_that_is_off_is_a_place_where_that_is_a_number() -> None:
+    full = {"checkpointing": {"method": "full", "ratio": 0.5}}
+    found = lines(
+        result(FP32, numbers(qa=0.5)),
+        result(FP32 | full, numbers(qa=0.5)),
+        result(lora(4), numbers(qa=0.5)),
+    )
+
+    assert found == {"ratio": [("fp32", [0, 0.5])]}
+
+
+def test_points_without_values_are_in_no_series() -> None:
+    assert lines(result(lora(4), numbers(qa=0.5)), result(lora(8), status="oom")) == {}
+
+
+def test_unknown_numeric_settings_are_axes_too() -> None:
+    found = lines(
+        *(result({"loss": {"method": "c", "tokens": t}}, numbers(qa=0.5)) for t in (1, 2))
+    )
+
+    assert found == {"tokens": [("c", [1, 2])]}
+
+
+def quantized(method: str, precision: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return precision | {"quantization": {"method": method, **fields}}
+
+
+def test_bits_go_from_precision_to_quantization() -> None:
+    found = lines(
+        *(
+            result(each, numbers(qa=0.5))
+            for each in (FP32, BF16, quantized("int8", BF16), quantized("nf4", BF16))
+        )
+    )
+
+    assert found == {"bits": [("no other technique", [4, 8, 16, 32])]}
+
+
+def test_bits_never_jump_over_a_second_difference() -> None:
+    found = lines(
+        result(FP32, numbers(qa=0.5)),
+        result(quantized("nf4", BF16), numbers(qa=0.5)),
+        result(quantized("int8", BF16), numbers(qa=0.5)),
+    )
+
+    assert found == {"bits": [("bf16", [4, 8])]}
+
+
+def test_two_methods_of_the_same_width_are_two_series() -> None:
+    found = lines(
+        *(result(each, numbers(qa=0.5)) for each in (BF16, *(quantized(m, BF16) for m in "ab"))),
+        result(quantized("nf4", BF16), numbers(qa=0.5)),
+        result(quantized("fp4", BF16), numbers(qa=0.5)),
+    )
+
+    assert found == {
+        "bits": [
+            ("bf16 (quantization.method=nf4)", [4, 16]),
+            ("bf16 (quantization.method=fp4)", [4, 16]),
+        ]
+    }
+
+
+def test_given_bits_count() -> None:
+    (point,) = tables.points([result(quantized("gptq", BF16, bits=3), numbers(qa=0.5))])
+
+    assert series.bits(point) == 3
+
+
+def test_mixed_precision_has_no_width_of_its_own() -> None:
+    (point,) = tables.points([result({"precision": {"method": "fp16"}}, numbers(qa=0.5))])
+
+    assert series.bits(point) is None
+
+
+def test_only_so_many_series_are_drawn() -> None:
+    found = [
+        result(
+            {"adapters": {"method": "lora", "rank": rank, "kind": kind}},
+            numbers(qa=0.5),
+            label="lora",
+        )
+        for kind in "abcdefgh"
+        for rank in (1, 2)
+    ]
+    (every,) = series.series(group_of(*found)).values()
+
+    assert len(every) == 8
+    assert len({line.name for line in every}) == 8
+    assert len(series.chosen(every)) == series.MAX_SERIES
+
+
+def test_findings_name_the_best_within_the_limits_and_its_smaller_twins() -> None:
+    near = {"qa": (0.55, 0.65)}
+    group = group_of(
+        result(FP32, numbers({"qa": (0.85, 0.95)}, memory=400 * 2**20, qa=0.9)),
+        result(BF16, numbers(near, memory=200 * 2**20, qa=0.61)),
+        result(lora(4), numbers(near, memory=100 * 2**20, qa=0.60), label="lora r4"),
+        objectives=OBJECTIVES,
+        limits={"peak_tensor_bytes": 300 * 2**20},
+    )
+
+    assert findings.findings(group) == [
+        "3 points, measured on the reference model: 3 ok.",
+        "The Pareto front over peak tensor memory and accuracy on qa has 2 points, and the noise "
+        "of the measurements does not rule out 1 more.",
+        "Smallest peak tensor memory: lora r4 with 100 MiB, 75 % less than fp32.",
+        "Best accuracy on qa within peak tensor memory ≤ 300 MiB: bf16 (61.0 ± 5.0 %, 200 MiB). "
+        "Smaller and not distinguishable from it: lora r4 (60.0 ± 5.0 %, 100 MiB).",
+    ]
+
+
+def test_findings_say_when_no_point_meets_the_limits() -> None:
+    group = group_of(
+        result(FP32, numbers(memory=2**30, step=1.0)), limits={"peak_tensor_bytes": 2**20}
+    )
+
+    assert findings.findings(group)[-1] == "No point meets peak tensor memory ≤ 1.00 MiB."
+
+
+def test_without_accuracy_the_fastest_is_named() -> None:
+    group = group_of(
+        result(FP32, numbers(memory=2**30, step=2.0)),
+        result(BF16, numbers(memory=2**29, step=1.0)),
+    )
+
+    assert findings.findings(group)[-1] == "Fastest step: bf16 (1.00 s, 512 MiB)."
+
+
+def test_predictions_are_shown_with_their_error() -> None:
+    found = fronts.groups(
+        run_of(
+            result(FP32, numbers(memory=200 * 2**20)),
+            result(FP32, numbers(memory=210 * 2**20), kind="predicted"),
+            result(BF16, numbers(memory=90 * 2**20), kind="predicted"),
+        )
+    )
+    (error,) = findings.prediction_errors(found)
+
+    assert (error.name, error.predicted, error.measured) == ("fp32", "210 MiB", "200 MiB")
+    assert error.error == pytest.approx(0.05)
+
+
+def test_reasons_are_grouped_with_their_points() -> None:
+    skipped = [
+        result(lora(rank), status="skipped", reason="no", label=f"r{rank}") for rank in (1, 2)
+    ]
+    group = group_of(*skipped, result(FP32, status="failed", reason="bug"))
+
+    assert [(each.status, each.reason, each.names) for each in content.endings(group)] == [
+        ("failed", "bug", ("fp32",)),
+        ("skipped", "no", ("r1", "r2")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/some/bin/tradebench", "run", "my suite.yaml"], "tradebench run 'my suite.yaml'"),
+        (["run", "s.yaml"], "tradebench run s.yaml"),
+        ([], ""),
+    ],
+)
+def test_the_command_can_be_pasted(argv: list[str], expected: str) -> None:
+    assert content.command(run_of(argv=argv)) == expected
+
+
+def test_different_environments_are_a_caution() -> None:
+    first = result(FP32, numbers(memory=1))
+    second = result(BF16, numbers(memory=1)).model_copy(
+        update={"environment": first.environment.model_copy(update={"code": {"commit": "b"}})}
+    )
+    run = run_of(first, second)
+
+    assert len(content.environments(run)) == 2
+    assert "different environments" in content.cautions(run, fronts.groups(run))[0]
+
+
+def test_the_frame_keeps_bytes_whole_and_every_result() -> None:
+    found = tables.frame(
+        run_of(result(FP32, numbers(memory=2**53 + 1)), result(BF16, status="oom", reason="no"))
+    )
+
+    assert list(found["value"])[0] == 2**53 + 1
+    assert list(found["status"]) == ["ok", "oom"]

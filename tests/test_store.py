@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tradebench import store
+from tradebench.errors import UserError
+from tradebench.result import Result
+
+
+def result(trial: str = "a" * 12, **fields: object) -> Result:
+    plain = {"suite": "s", "label": "l", "model": {}, "budget": {}, "evaluate": {}, "settings": {}}
+    return Result.model_validate({**plain, "trial": trial, "status": "ok", **fields})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return store.create_run(tmp_path, "smoke", {"question": "Which?", "argv": ["run"]})
+
+
+def write(run: Path, *results: Result, writer: str = "local") -> None:
+    with store.Appender(run / f"trials.{writer}.jsonl") as file:
+        for each in results:
+            file.append(each.to_json())
+
+
+def test_a_new_run_has_its_header_and_no_results(run: Path) -> None:
+    loaded = store.load(run)
+
+    assert (loaded.results, loaded.attempts, loaded.problems) == ((), (), ())
+    assert {"schema", "suite", "question", "argv", "started", "ended"} == set(loaded.header)
+    assert loaded.header["schema"] == "tradebench.run/1"
+    assert run.parent.name == "smoke"
+    assert [len(part) for part in run.name.split("-")] == [16, 6]
+
+
+def test_results_come_back_as_they_were_stored(run: Path) -> None:
+    given = result(measurements={"step_seconds": {"value": 0.5, "unit": "s", "samples": [1, 0]}})
+    write(run, given)
+
+    assert store.load(run).results == (given,)
+
+
+def test_the_last_attempt_stands_for_a_point_and_all_are_kept(run: Path) -> None:
+    first = result(status="killed", attempt=0)
+    other = result(trial="b" * 12)
+    again = result(attempt=1)
+    repeat = result(repeat=1)
+    write(run, first, other, again, repeat)
+
+    assert store.load(run).results == (again, other, repeat)
+    assert store.load(run).attempts == (first, other, again, repeat)
+
+
+def test_the_last_attempt_wins_whatever_the_order_of_the_files(run: Path) -> None:
+    write(run, result(attempt=1), writer="a")
+    write(run, result(attempt=0, status="killed"), writer="b")
+
+    assert [each.attempt for each in store.load(run).results] == [1]
+
+
+def test_two_writers_lose_no_line(run: Path) -> None:
+    """Two processes append at once, each to its own file."""
+    children = []
+    for writer in ("one", "two"):
+        child = os.fork()
+        if child == 0:
+            many = (result(trial=f"{writer}{number:09}") for number in range(50))
+            write(run, *many, writer=writer)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+    assert len(store.load(run).results) == 100
+
+
+def test_a_torn_last_line_is_reported_and_the_rest_is_read(run: Path) -> None:
+    write(run, result())
+    with (run / "trials.local.jsonl").open("a") as file:
+        file.write(result(trial="b" * 12).to_json()[:40])
+
+    loaded = store.load(run)
+    assert loaded.results == (result(),)
+    assert len(loaded.problems) == 1
+    assert loaded.problems[0].startswith("trials.local.jsonl:2: left out, not a Result")
+
+
+def test_a_writer_moves_the_torn_line_aside_before_it_appends(run: Path) -> None:
+    write(run, result())
+    with (run / "trials.local.jsonl").open("a") as file:
+        file.write('{"schema": "tra')
+    write(run, result(trial="b" * 12))
+
+    loaded = store.load(run)
+    assert [each.trial for each in loaded.results] == ["a" * 12, "b" * 12]
+    assert loaded.problems == ()
+    assert (run / "trials.local.jsonl.torn").read_text() == '{"schema": "tra\n'
+
+
+def test_a_whole_line_that_lacks_only_its_end_is_kept(run: Path) -> None:
+    (run / "trials.local.jsonl").write_text(result().to_json())
+    write(run, result(trial="b" * 12))
+
+    assert [each.trial for each in store.load(run).results] == ["a" * 12, "b" * 12]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_torn_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run, result())
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: whole(file, data[:10]))
+    with pytest.raises(OSError, match="only 10 of"):
+        write(run, result(trial="b" * 12))
+    monkeypatch.undo()
+
+    assert store.load(run).results == (result(),)
+    assert store.load(run).problems == ()
+
+
+def test_a_line_is_on_disk_when_append_returns(run: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        write(run, result())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    assert store.load(run).results == (result(),)
+
+
+def test_events_survive_an_unreadable_line(run: Path) -> None:
+    (run / "events.local.jsonl").write_text('{"event": "started"}\n{"event": "en')
+
+    assert store.events(run) == [{"event": "started"}]
+
+
+def test_a_locked_run_refuses_another_process(run: Path) -> None:
+    with store.lock(run), pytest.raises(UserError, match="another tradebench is at work"):
+        store.lock(run).__enter__()
+    with store.lock(run):
+        pass
+
+
+def test_what_is_not_a_run_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a run: a run directory holds a run\.json"):
+        store.load(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="not readable JSON"):
+        store.load(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": "tradebench.run/9"}')
+    with pytest.raises(UserError, match=r"this tradebench reads tradebench\.run/1"):
+        store.load(tmp_path)
+
+
+def test_runs_are_found_by_path_name_and_latest(tmp_path: Path) -> None:
+    old = tmp_path / "smoke" / "20260101T000000Z-ffffff"
+    old.mkdir(parents=True)
+    store.write_json(old / "run.json", {"schema": store.SCHEMA})
+    new = store.create_run(tmp_path, "other", {})
+
+    assert store.find(tmp_path, "latest") == new
+    assert store.latest(tmp_path, "smoke") == old
+    assert store.latest(tmp_path, "neither") is None
+    assert store.find(tmp_path, old) == old
+    assert store.find(tmp_path, old / "run.json") == old
+    assert store.find(tmp_path, old.name) == old
+    assert store.find(tmp_path, f"smoke/{old.name}") == tmp_path / "smoke" / old.name
+    with pytest.raises(UserError, match="nothing is not a run"):
+        store.find(tmp_path, "nothing")
+    with pytest.raises(UserError, match="holds no run yet"):
+        store.find(tmp_path / "smoke" / "empty", "latest")
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    store.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        store.write_json(path, {"a": float("nan")})
+
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
