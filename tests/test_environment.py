@@ -9,7 +9,7 @@ import pytest
 
 from tradebench import environment
 from tradebench.techniques import catalogue
-from tradebench.trial import Model, Trial
+from tradebench.trial import Trial
 
 
 def test_a_capture_names_versions_hardware_and_code() -> None:
@@ -47,20 +47,33 @@ def test_a_commit_does_not_make_results_stale(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_changed_program_makes_results_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     before = environment.capture()
-    monkeypatch.setattr(environment, "_program_digest", lambda: "0" * 12)
+    monkeypatch.setattr(environment, "_PROGRAM", ("program/measure.py",))
 
     assert environment.capture().key != before.key
 
 
 def test_only_a_trials_own_techniques_are_part_of_its_key() -> None:
-    lora = catalogue()["adapters"]["lora"].model_validate({"method": "lora"})
     base = environment.capture()
-    plain = Trial(model=Model.model_validate({"name": "m"}))
-    adapted = Trial(model=Model.model_validate({"name": "m"}), techniques=(lora,))
+    fields = {"model": {"name": "m"}, "budget": {"data": "random"}, "evaluate": {}}
+    plain = Trial.from_payload({**fields, "settings": {}})
+    adapted = Trial.from_payload({**fields, "settings": {"adapters": {"method": "lora"}}})
+    version = catalogue()["adapters"]["lora"].version()
 
     assert environment.of_trial(base, plain).key == base.key
-    assert environment.of_trial(base, adapted).code["adapters.lora"] == type(lora).version()
+    assert environment.of_trial(base, adapted).code == {**base.code, "adapters.lora": version}
     assert environment.of_trial(base, adapted).key != base.key
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "uses"),
+    [("m", "random", False), ("reference", "random", True), ("m", "reference", True)],
+)
+def test_only_trials_that_use_the_reference_model_depend_on_it(
+    model: str, data: str, uses: bool
+) -> None:
+    trial = Trial.model_validate({"model": {"name": model}, "budget": {"data": data}})
+
+    assert ("reference" in environment.of_trial(environment.capture(), trial).code) == uses
 
 
 def test_a_probe_that_fails_leaves_none_and_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tradebench import report
 from tradebench.errors import NothingToCompareError
-from tradebench.report import content, findings, fronts, markdown, page, tables
+from tradebench.report import bars, content, findings, fronts, markdown, page, scatter, tables
 from tradebench.result import (
     CATEGORIES,
     SCHEMA,
@@ -324,13 +324,15 @@ def test_every_status_and_reason_is_told(run: Run, seen: Page) -> None:
         assert (each.reason or "") in seen.text
 
 
-def test_the_page_says_whose_accuracy_it_is(run: Run, out: Path) -> None:
-    (section,) = page.sections(run, out)
+def test_every_figure_with_accuracies_says_whose_they_are(out: Path, seen: Page) -> None:
     sentence = "it is not the accuracy of a larger model"
-    shown = [each for each in section.pictures if "Accuracy on" in each.svg]
+    drawn = {path.stem: path.read_text(encoding="utf-8") for path in out.glob("*.svg")}
+    shown = {name: svg for name, svg in drawn.items() if "Accuracy on" in svg}
 
-    assert {"pareto", "accuracy", "series-adapters-rank"} <= {each.name for each in shown}
-    assert all(sentence in each.caption and sentence in each.svg for each in shown)
+    assert {"pareto", "accuracy", "series-adapters-rank"} <= set(shown)
+    assert all(sentence in svg for svg in shown.values())
+    # In each such drawing, in its caption, beside the findings and above the table.
+    assert seen.text.count(sentence) == 2 * len(shown) + 2
 
 
 def test_the_page_tells_how_to_run_it_again(seen: Page) -> None:
@@ -355,7 +357,8 @@ def test_bars_name_the_whole_peak(run: Run, out: Path) -> None:
 
 
 def test_a_report_is_the_same_bytes_every_time(tmp_path: Path) -> None:
-    first, second = (report.write(small(), tmp_path / name) for name in ("a", "b"))
+    run = small(objectives=["peak_tensor_bytes", "step_seconds"])
+    first, second = (report.write(run, tmp_path / name) for name in ("a", "b"))
 
     assert [path.name for path in first] == [path.name for path in second]
     for one, other in zip(first, second, strict=True):
@@ -437,17 +440,19 @@ def test_a_run_without_results_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_objective_needs_no_scatter_plot(tmp_path: Path) -> None:
-    paths = report.write(small(objectives=["step_seconds"], limits={}), tmp_path)
+    (group,) = fronts.groups(small(objectives=["step_seconds"], limits={}))
 
-    assert "pareto.svg" not in {path.name for path in paths}
+    assert scatter.pareto_figure(group, "pareto", tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_four_objectives_are_drawn_in_six_panels(tmp_path: Path) -> None:
     wanted = ["peak_tensor_bytes", "step_seconds", "accuracy.arithmetic", "tokens_per_second"]
-    paths = report.write(small(objectives=wanted), tmp_path)
-    svg = next(path for path in paths if path.name == "pareto.svg").read_text(encoding="utf-8")
+    (group,) = fronts.groups(small(objectives=wanted))
+    picture = scatter.pareto_figure(group, "pareto", tmp_path)
 
-    assert svg.count("↑ Throughput (tokens/s)") == 3
+    assert picture is not None
+    assert picture.svg.count("↑ Throughput (tokens/s)") == 3
 
 
 def test_the_terminal_table_names_points_and_front(run: Run) -> None:
@@ -497,3 +502,29 @@ def test_reports_load_only_what_they_need(module: str, heavy: tuple[str, ...]) -
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip() == "[]"
+
+
+def test_too_many_points_for_a_figure_are_said_to_be_left_out(tmp_path: Path) -> None:
+    (group,) = fronts.groups(run_of(tuple(result(settings_of(rank=r)) for r in range(1, 43))))
+    picture = bars.time_figure(group, "time", tmp_path)
+
+    assert picture is not None
+    assert "The 40 points nearest to the front are drawn; the table has all 42." in picture.caption
+
+
+def test_many_tasks_are_spread_over_figures(tmp_path: Path) -> None:
+    extra = {f"accuracy.{task}": Measurement(value=0.5, unit="1", better="more") for task in "abc"}
+    found = result(settings_of())
+    found = found.model_copy(update={"measurements": {**found.measurements, **extra}})
+    (group,) = fronts.groups(run_of((found,)))
+    pictures = bars.accuracy_figures(group, "accuracy", tmp_path)
+
+    assert [picture.name for picture in pictures] == ["accuracy", "accuracy-2"]
+
+
+def test_far_apart_values_are_drawn_on_a_log_axis(tmp_path: Path) -> None:
+    (group,) = fronts.groups(run_of((*small().results, result(settings_of(rank=20_000)))))
+    picture = scatter.pareto_figure(group, "pareto", tmp_path)
+
+    assert picture is not None
+    assert "Peak tensor memory (GiB), log" in picture.svg

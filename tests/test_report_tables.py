@@ -212,7 +212,7 @@ def test_limits_where_more_is_better_are_lower_bounds() -> None:
     )
 
     assert [group.meets_limits(point) for point in group.points] == [True, False, False]
-    assert group.limits[0].limit_text == "≥ 70.0 %"
+    assert group.limits[0].limit_text == "≥ 70 %"
 
 
 OBJECTIVES = ["peak_tensor_bytes", "accuracy.qa"]
@@ -254,7 +254,7 @@ def test_incomplete_points_say_what_they_lack() -> None:
     reasons = [group.standing(point).reason for point in group.points]
 
     assert reasons == ["", "no value for Accuracy on qa", "out of memory"]
-    assert [point.name for point in group.ordered][0] == "fp32"
+    assert group.ordered[0].name == "fp32"
 
 
 def test_an_objective_that_no_point_has_is_named_and_left_out() -> None:
@@ -290,7 +290,7 @@ def test_models_are_never_compared_with_each_other() -> None:
     assert [group.title for group in found] == [
         "measured on a",
         "measured on b, random weights",
-        "published on a",
+        "published for a",
     ]
 
 
@@ -452,7 +452,7 @@ def test_findings_say_when_no_point_meets_the_limits() -> None:
         result(FP32, numbers(memory=2**30, step=1.0)), limits={"peak_tensor_bytes": 2**20}
     )
 
-    assert findings.findings(group)[-1] == "No point meets peak tensor memory ≤ 1.00 MiB."
+    assert findings.findings(group)[-1] == "No point meets peak tensor memory ≤ 1 MiB."
 
 
 def test_without_accuracy_the_fastest_is_named() -> None:
@@ -505,12 +505,49 @@ def test_the_command_can_be_pasted(argv: list[str], expected: str) -> None:
 def test_different_environments_are_a_caution() -> None:
     first = result(FP32, numbers(memory=1))
     second = result(BF16, numbers(memory=1)).model_copy(
-        update={"environment": first.environment.model_copy(update={"code": {"commit": "b"}})}
+        update={"environment": first.environment.model_copy(update={"hardware": {"cpu": "b"}})}
     )
     run = run_of(first, second)
 
-    assert len(content.environments(run)) == 2
+    assert len(content.places(run)) == 2
     assert "different environments" in content.cautions(run, fronts.groups(run))[0]
+
+
+def test_code_that_changed_is_a_caution_and_more_techniques_are_not() -> None:
+    def with_code(settings: dict[str, Any], **code: str) -> Result:
+        made = result(settings, numbers(memory=1))
+        return made.model_copy(
+            update={"environment": made.environment.model_copy(update={"code": code})}
+        )
+
+    same = run_of(with_code(FP32, program="a"), with_code(BF16, program="a", lora="c"))
+    changed = run_of(with_code(FP32, program="a"), with_code(BF16, program="b"))
+    sentence = "The code changed between points of this run: program."
+
+    assert sentence not in content.cautions(same, fronts.groups(same))
+    assert sentence in content.cautions(changed, fronts.groups(changed))
+    assert [len(content.places(run)) for run in (same, changed)] == [1, 1]
+
+
+def test_a_run_without_repeats_says_so() -> None:
+    once = run_of(result(FP32, numbers(memory=1)))
+    twice = run_of(*(result(FP32, numbers(memory=1), repeat=repeat) for repeat in range(2)))
+
+    assert [
+        any("Every point ran once" in each for each in content.cautions(run, fronts.groups(run)))
+        for run in (once, twice)
+    ] == [True, False]
+
+
+def test_full_training_is_the_reference_of_a_rank_curve() -> None:
+    group = group_of(
+        result(FP32, numbers(qa=0.5)), *(result(lora(r), numbers(qa=0.5)) for r in (1, 2))
+    )
+    ((line,),) = series.series(group).values()
+
+    assert [x for x, _ in line.points] == [1, 2]
+    assert line.reference is not None
+    assert line.reference.name == "fp32"
 
 
 def test_the_frame_keeps_bytes_whole_and_every_result() -> None:
@@ -518,5 +555,5 @@ def test_the_frame_keeps_bytes_whole_and_every_result() -> None:
         run_of(result(FP32, numbers(memory=2**53 + 1)), result(BF16, status="oom", reason="no"))
     )
 
-    assert list(found["value"])[0] == 2**53 + 1
+    assert found["value"].iloc[0] == 2**53 + 1
     assert list(found["status"]) == ["ok", "oom"]

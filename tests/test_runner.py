@@ -115,6 +115,16 @@ def sweep(directory: Path) -> Callable[..., Summary]:
 Go = Callable[..., Summary]
 
 
+class Ear(Observer):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.heard.append(text)
+
+
 def test_importing_the_runner_loads_no_heavy_library() -> None:
     program = (
         "import sys, tradebench.runner.supervisor, tradebench.runner.progress\n"
@@ -174,11 +184,13 @@ def test_a_point_that_has_become_legal_runs(sweep: Go) -> None:
 
 def test_other_libraries_make_results_stale(sweep: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(ScriptedEngine(), "a")
-    monkeypatch.setattr(environment, "_version", lambda _: "9.9")
-    engine = ScriptedEngine()
-    sweep(engine, "a")
+    known = environment.PACKAGES
+    monkeypatch.setattr(environment, "PACKAGES", (*known, "pytest"))
+    engine, ear = ScriptedEngine(), Ear()
+    sweep(engine, "a", observer=ear)
 
     assert [job.attempt for job in engine.jobs] == [1]
+    assert ear.heard == ["1 stored points no longer count: software.pytest has changed"]
 
 
 def test_a_changed_technique_makes_only_its_own_results_stale(
@@ -252,6 +264,23 @@ def test_started_is_on_disk_before_a_worker_starts(sweep: Go, directory: Path) -
     assert sweep(Suspicious(), "a").started == 1
 
 
+def test_a_result_is_stored_before_its_folder_goes(
+    sweep: Go, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, seen = store.Appender.append, []
+
+    def watched(self: store.Appender, line: str) -> None:
+        if self.path.name.startswith("trials"):
+            seen.append(len(list(directory.glob("work/*/result.json"))))
+        append(self, line)
+
+    monkeypatch.setattr(store.Appender, "append", watched)
+    sweep(ScriptedEngine(), "a", "b")
+
+    assert seen == [1, 1]
+    assert not (directory / "work").exists()
+
+
 def test_what_a_worker_finished_while_nobody_watched_is_adopted(sweep: Go, directory: Path) -> None:
     point = trial("a")
     base = environment.of_trial(environment.capture(), point)
@@ -293,17 +322,11 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_unreadable_lines_are_announced(sweep: Go, directory: Path) -> None:
-    class Ear(Observer):
-        heard = ""
-
-        def note(self, text: str) -> None:
-            self.heard = text
-
     (directory / "trials.local.jsonl").write_text("torn\n")
     ear = Ear()
     sweep(ScriptedEngine(), "a", observer=ear)
 
-    assert ear.heard.startswith("trials.local.jsonl:1: left out")
+    assert ear.heard[0].startswith("trials.local.jsonl:1: left out")
 
 
 class OutOfMemoryError(RuntimeError):

@@ -130,6 +130,14 @@ def test_every_hook_says_what_it_does(technique: type[Technique]) -> None:
 
 
 @every_technique
+def test_every_setting_says_what_it_sets(technique: type[Technique]) -> None:
+    described = technique.describe()
+
+    assert [key for key, text in described["settings"].items() if not text] == []
+    assert json.loads(json.dumps(described)) == described
+
+
+@every_technique
 def test_settings_are_frozen(technique: type[Technique]) -> None:
     value: Any = technique(method=technique.methods()[0])
 

@@ -11,6 +11,7 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from lm_eval.api.task import ConfigurableTask
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from tradebench.program import loop
@@ -19,6 +20,7 @@ from tradebench.program.evaluation import Evaluator
 from tradebench.program.model import load_tokenizer, plan_loading
 from tradebench.program.perform import prepare
 from tradebench.techniques import ContradictionError, Technique
+from tradebench.techniques.autocast import Autocast
 from tradebench.techniques.magnitude import Magnitude
 from tradebench.techniques.targets import decoder_linears
 from tradebench.trial import Evaluate, Trial
@@ -128,6 +130,7 @@ def test_gradients_after_an_evaluation_are_those_without(
 
 
 @where_the_kernel_packs
+@pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit")  # what is wrong, said by torch
 @every_4_bit
 def test_gradients_after_an_evaluation_are_wrong_where_weights_are_repacked(
     fields: dict[str, Any], tiny_trial: Make, compressed: Compress, adapted: Adapt
@@ -432,7 +435,7 @@ def test_merging_really_fills_the_zeros_of_a_pruned_base(tiny_trial: Make, run_t
     model, _, _ = run_trial(trial)
     merged = trial.techniques[-1].trained(model)
 
-    with pytest.raises(ContradictionError, match=r"but 0\.0\d\d of the weights are zero"):
+    with pytest.raises(ContradictionError, match=r"but \d+ of the decoder's 491520 weights"):
         trial.techniques[0].effect(merged)
 
 
@@ -499,8 +502,6 @@ def test_pruning_comes_before_quantization_and_its_zeros_survive(
     model = compressed(trial)
     assert plan_loading(trial, "cpu").dense_first
 
-    from peft.utils.integrations import dequantize_module_weight
-
     for (_, pruned), (_, packed) in zip(
         decoder_linears(dense), decoder_linears(model), strict=True
     ):
@@ -515,6 +516,35 @@ def test_a_quantized_model_that_was_not_pruned_first_is_found_out(
 
     with pytest.raises(ContradictionError, match=r"sparsity 0\.5 was asked for"):
         pruned.techniques[0].effect(compressed(quantized))
+
+
+# peft's dequantize_module_weight moves an int8 weight to where it is and loses its scales on the
+# way, so that the next forward pass fails.
+
+
+@every_format
+def test_proving_the_sparsity_of_quantized_weights_leaves_them_alone(
+    fields: dict[str, Any], tiny_trial: Make, run_trial: Run
+) -> None:
+    trial = tiny_trial({"pruning": PRUNED, "quantization": fields, "adapters": LORA})
+    model, _, _ = run_trial(trial)
+    expected = evaluate(model, trial)
+    trial.techniques[0].effect(model)
+
+    assert torch.equal(evaluate(model, trial), expected)
+
+
+def test_peft_breaks_an_int8_layer_that_it_dequantizes(
+    tiny_trial: Make, compressed: Compress
+) -> None:
+    trial = tiny_trial({"quantization": FORMATS["int8"], "adapters": LORA})
+    model = compressed(trial)
+    evaluate(model, trial)
+    for _, linear in decoder_linears(model):
+        dequantize_module_weight(linear)
+
+    with pytest.raises(AttributeError, match="NoneType"):
+        evaluate(model, trial)
 
 
 # What is stored, and what is computed in.
@@ -534,7 +564,64 @@ def test_autocast_computes_in_16_bits_on_fp32_parameters(
     model, _, effects = run_trial(tiny_trial({"precision": {"method": method}}))
 
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert effects["precision"] == {"compute": dtype}
+    assert (effects["precision"]["compute"], effects["precision"]["activations"]) == (dtype, dtype)
+
+
+def test_4_bit_layers_pass_on_fp32_under_autocast(tiny_trial: Make, run_trial: Run) -> None:
+    trial = tiny_trial(
+        {
+            "precision": {"method": "bf16_autocast"},
+            "quantization": {"method": "nf4"},
+            "adapters": LORA,
+        }
+    )
+    _, _, effects = run_trial(trial)
+
+    assert effects["precision"] == {"compute": "bfloat16", "activations": "float32"}
+    assert any("activations stay in fp32" in note for note in trial.cautions())
+
+
+def test_fp16_without_a_gradient_scaler_is_found_out(
+    tiny_trial: Make, run_trial: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Autocast, "optimizer", Technique.optimizer)
+
+    with pytest.raises(ContradictionError, match="no step had scaled gradients"):
+        run_trial(tiny_trial({"precision": {"method": "fp16"}}))
+
+
+def test_fp16_counts_the_steps_that_an_infinite_gradient_left_out(
+    tiny_trial: Make, compressed: Compress
+) -> None:
+    trial = tiny_trial({"precision": {"method": "fp16"}})
+    model = compressed(trial)
+    (precision,) = trial.techniques
+    optimizer = precision.optimizer(loop.AdamW)(model)
+    optimizer.set_learning_rate(1e-3)
+    before = [parameter.clone() for parameter in model.parameters()]
+    tokens = tokens_of(trial)
+
+    def step(scale: float) -> None:
+        with precision.forward(tokens.device.type):
+            loss = loop.summed_loss(model, {"input_ids": tokens, "labels": tokens})
+        optimizer.backward(loss * scale)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(1e36)
+
+    assert all(map(torch.equal, before, model.parameters()))
+    with pytest.raises(ContradictionError, match="a gradient was infinite in every step"):
+        precision.effect(model)
+
+    step(1 / tokens.numel())
+
+    assert precision.effect(model) == {
+        "compute": "float16",
+        "activations": "float16",
+        "steps": 2,
+        "skipped": 1,
+    }
 
 
 def test_4_bit_layers_compute_in_the_precision_of_the_trial(

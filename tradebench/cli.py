@@ -18,7 +18,9 @@ from tradebench import __version__
 from tradebench.errors import UserError
 
 if TYPE_CHECKING:
+    from tradebench.result import Result
     from tradebench.runner.observer import Summary
+    from tradebench.store import Run
     from tradebench.suite import Suite
 
 FAILED = 5  # a trial failed unexpectedly
@@ -45,10 +47,14 @@ app.add_typer(reference_app, name="reference")
 
 
 class Format(StrEnum):
-    """How a command prints: for people, or as one JSON object for programs."""
+    """How a command prints: for people, as one JSON object for programs, or as a table to paste.
+
+    Where a command has no table, `markdown` is the same as `text`.
+    """
 
     TEXT = "text"
     JSON = "json"
+    MARKDOWN = "markdown"
 
 
 class Isolation(StrEnum):
@@ -75,7 +81,7 @@ class Retried(StrEnum):
     DIVERGED = "diverged"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="text, or json on standard output")]
+FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]
 ResultsOption = Annotated[
     Path, typer.Option("--results", help="the folder that holds runs", file_okay=False)
 ]
@@ -149,7 +155,7 @@ def run(
     if form is Format.JSON:
         _print_json("run", {"run": str(directory), "results": _results(finished.results)})
     else:
-        _print_summary(finished, directory)
+        _print_summary(finished, directory / "report")
     if summary.interrupted:
         raise typer.Exit(INTERRUPTED)
     if any(result.status in UNEXPECTED for result in summary.results):
@@ -249,17 +255,17 @@ def _print_counts(suite: Suite) -> None:
     )
 
 
-def _print_summary(finished: Any, directory: Path) -> None:
+def _print_summary(finished: Run, folder: Path) -> None:
     from rich.console import Console
 
     from tradebench import report
 
     console = Console()
     console.print(report.table(finished))
-    console.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)
+    console.print(f"report: {folder / 'index.html'}", soft_wrap=True)
 
 
-def _results(results: Sequence[Any]) -> list[dict[str, Any]]:
+def _results(results: Sequence[Result]) -> list[dict[str, Any]]:
     return [result.model_dump(mode="json", by_alias=True) for result in results]
 
 
@@ -277,29 +283,26 @@ def report_command(
     results: ResultsOption = Path("results"),
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Write the report of a run: one page, Markdown, CSV and figures."""
+    """Write the report of a run: one page, Markdown, CSV and figures.
+
+    With --format markdown only the short table is printed, to be pasted elsewhere.
+    """
     from tradebench import report, store
 
     found = store.load(store.find(results, run))
-    target = out or found.directory / "report"
-    written = report.write(found, target)
-    if form is Format.JSON:
-        files = [str(file) for file in written]
-        _print_json("report", {"files": files, "results": _results(found.results)})
-        return
     for problem in found.problems:
         typer.echo(problem, err=True)
-    _print_summary_of(found, target)
-
-
-def _print_summary_of(found: Any, target: Path) -> None:
-    from rich.console import Console
-
-    from tradebench import report
-
-    console = Console()
-    console.print(report.table(found))
-    console.print(f"report: {target / 'index.html'}", soft_wrap=True)
+    if form is Format.MARKDOWN:
+        typer.echo(report.markdown_table(found))
+        return
+    target = out or found.directory / "report"
+    written = report.write(found, target)
+    match form:
+        case Format.JSON:
+            files = [str(file) for file in written]
+            _print_json("report", {"files": files, "results": _results(found.results)})
+        case _:
+            _print_summary(found, target)
 
 
 @app.command()
@@ -307,36 +310,34 @@ def techniques(form: FormatOption = Format.TEXT) -> None:
     """List every technique: its slot, methods, settings, and where it comes from."""
     from tradebench.techniques import techniques as known
 
+    heads = ("slot", "methods", "settings", "what it does", "source")
     rows = [
-        {
-            "slot": kind.slot,
-            "methods": list(kind.methods()),
-            "settings": {
-                name: field.description or ""
-                for name, field in kind.model_fields.items()
-                if name != "method"
-            },
-            "stage": kind.stage.name.lower(),
-            "exact": kind.exact,
-            "touches": list(kind.touches()),
-            "cite": kind.cite,
-            "summary": (kind.__doc__ or "").strip().splitlines()[0],
-        }
+        (
+            kind.slot,
+            ", ".join(kind.methods()),
+            ", ".join(name for name in kind.model_fields if name != "method") or "none",
+            kind.summary(),
+            kind.cite,
+        )
         for kind in known()
     ]
-    if form is Format.JSON:
-        _print_json("techniques", {"techniques": rows})
-        return
-    from rich.console import Console
-    from rich.table import Table
+    match form:
+        case Format.JSON:
+            _print_json("techniques", {"techniques": [kind.describe() for kind in known()]})
+        case Format.MARKDOWN:
+            for row in (heads, ("---",) * len(heads), *rows):
+                typer.echo(f"| {' | '.join(row)} |")
+        case Format.TEXT:
+            from rich.console import Console
+            from rich.table import Table
 
-    console = Console()
-    wide = console.width >= WIDE
-    table = Table("slot", "methods", "settings", "what it does", *["source"] * wide, box=None)
-    for row in rows:
-        texts = [", ".join(row["methods"]), ", ".join(row["settings"]) or "none", row["summary"]]
-        table.add_row(row["slot"], *texts, *[row["cite"]] * wide)
-    console.print(table)
+            console = Console()
+            # Sources are the first to go where there is no room for them.
+            kept = len(heads) if console.width >= WIDE else len(heads) - 1
+            table = Table(*heads[:kept], box=None)
+            for row in rows:
+                table.add_row(*row[:kept])
+            console.print(table)
 
 
 @suite_app.command()

@@ -38,8 +38,10 @@ PACKAGES = (
     "gptqmodel",
 )
 
-# What a measured number depends on besides the technique's own file.
-_SOURCES = ("program", "worlds", "techniques/protocol.py", "techniques/targets.py")
+# What every measured number depends on, besides the technique's own file.
+_PROGRAM = ("program", "worlds", "techniques/protocol.py", "techniques/targets.py")
+# The same for trials of the reference model or on its data; the checksums stand for both.
+_REFERENCE = ("reference/checksums.json", "reference/tasks")
 
 _RELEVANT = re.compile(
     r"PYTORCH_(CUDA_)?ALLOC_CONF|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER)|OMP_NUM_THREADS"
@@ -83,7 +85,7 @@ def capture() -> Environment:
     return Environment(
         software=software,
         hardware=hardware,
-        code={"tradebench": tradebench.__version__, "program": _program_digest()},
+        code={"tradebench": tradebench.__version__, "program": _digest(*_PROGRAM)},
         # Not part of the key: a commit that leaves the program alone leaves its results valid.
         variables={**variables(os.environ), **git, "kernel": platform.release()},
         missing=missing,
@@ -91,8 +93,10 @@ def capture() -> Environment:
 
 
 def of_trial(environment: Environment, trial: Trial) -> Environment:
-    """`environment` with the versions of the trial's own techniques among the code."""
+    """`environment` with the versions of what this very trial uses among the code."""
     versions = {f"{part.slot}.{part.method}": type(part).version() for part in trial.techniques}
+    if "reference" in (trial.model.name, trial.budget.data):
+        versions["reference"] = _digest(*_REFERENCE)
     return environment.model_copy(update={"code": {**environment.code, **versions}})
 
 
@@ -201,14 +205,16 @@ def _gpu(handle: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _program_digest() -> str:
-    """A digest of the sources that every measured trial runs."""
+def _digest(*sources: str) -> str:
+    """A digest of files and folders of this package, whose code and tables count."""
     package = Path(tradebench.__file__).parent
     found = hashlib.sha256()
-    for source in _SOURCES:
+    for source in sources:
         path = package / source
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            found.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.suffix in (".py", ".yaml", ".json"):
+                found.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
     return found.hexdigest()[:12]
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tradebench import store
 from tradebench.result import Result
+from tradebench.runner import process
 from tradebench.runner.observer import Observer, Summary
 from tradebench.runner.options import Options
 from tradebench.runner.supervisor import run
@@ -108,13 +109,19 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[Sweep]:
-    swept = Sweep(store.create_run(tmp_path, "stubs", {}), {"isolation": "fork"})
-    yield swept
-    assert swept.leftovers() == []
+    yield from _checked(Sweep(store.create_run(tmp_path, "stubs", {}), {"isolation": "fork"}))
 
 
 @pytest.fixture(params=["fork", "exec"])
 def either_sweep(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sweep]:
-    swept = Sweep(store.create_run(tmp_path, "stubs", {}), {"isolation": request.param})
+    how = {"isolation": request.param}
+    yield from _checked(Sweep(store.create_run(tmp_path, "stubs", {}), how))
+
+
+def _checked(swept: Sweep) -> Iterator[Sweep]:
+    """Whatever a test does, no process of its sweep is left behind."""
     yield swept
-    assert swept.leftovers() == []
+    left = swept.leftovers()
+    for pid in left:
+        process.kill(pid)
+    assert left == []

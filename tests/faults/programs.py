@@ -118,6 +118,13 @@ def family(directory: Path, detail: str) -> None:
     time.sleep(float(detail or 0))
 
 
+def kill_watchers(directory: Path, detail: str) -> None:
+    """Take away the template, then the guard: nobody is left to end this process."""
+    kill_template(directory, detail)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "ok": lambda *_: None,
     "segfault": segfault,
@@ -136,4 +143,5 @@ PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "family": family,
     "kill_guard": kill_guard,
     "kill_template": kill_template,
+    "kill_watchers": kill_watchers,
 }

@@ -100,6 +100,14 @@ def test_a_trial_whose_guard_dies_is_lost_and_leaves_nothing(sweep: Sweep) -> No
     assert sweep.results()["ok"].status == "ok"
 
 
+def test_a_trial_does_not_outlive_those_who_watch_it(sweep: Sweep) -> None:
+    sweep.run("kill_watchers", "ok")
+
+    assert sweep.leftovers(0.5) == []
+    assert sweep.results()["kill_watchers"].status == "killed"
+    assert sweep.results()["ok"].status == "ok"
+
+
 def test_a_template_that_dies_costs_no_trial(sweep: Sweep) -> None:
     sweep.run("kill_template", "ok")
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 
 from tradebench import reference
 from tradebench.errors import UserError
@@ -32,6 +35,11 @@ class Example:
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
 
+    @property
+    def answers(self) -> int:
+        """Tokens that carry loss; the first token is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
     def cut(self, length: int) -> Example:
         """The first `length` tokens."""
         return Example(self.tokens[:length], self.labels[:length])
@@ -51,7 +59,7 @@ def load_examples(
         raise UserError("random weights have no tokenizer: set budget.data to random")
     encoded = [_encode(row, tokenizer, where) for where, row in _rows(budget)]
     examples = [example.cut(budget.sequence) for example in encoded]
-    kept = [example for example in examples if any(x != IGNORED for x in example.labels[1:])]
+    kept = [example for example in examples if example.answers]
     if not kept:
         raise UserError(
             f"no example of the training data has an answer within {budget.sequence} tokens: "
@@ -73,11 +81,16 @@ def batches(
         del queue[: budget.batch]
 
 
-def longest_batch(examples: Sequence[Example], budget: Budget, padding: int, device: str) -> Batch:
-    """The batch that needs the most memory: the longest examples together."""
-    ordered = sorted(examples, key=lambda example: len(example.tokens), reverse=True)
-    repeated = (ordered * budget.batch)[: budget.batch] if ordered else []
-    return collate(repeated, padding, device)
+def longest(examples: Sequence[Example], budget: Budget) -> list[Example]:
+    """The examples of the micro-batch that needs the most memory.
+
+    A batch is padded to its longest example, so one such is enough; the others carry as many
+    answer tokens as there are, which is what a chunked loss needs memory for. An example may be
+    there twice, as where one epoch meets the next.
+    """
+    first = max(examples, key=lambda example: (len(example.tokens), example.answers))
+    others = sorted(examples, key=lambda example: example.answers, reverse=True)
+    return [first, *(others * budget.batch)[: budget.batch - 1]]
 
 
 def collate(examples: Sequence[Example], padding: int, device: str) -> Batch:
@@ -113,23 +126,31 @@ def _rows(budget: Budget) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with _open(path) as lines:
             for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: a row must be a JSON object")
-                yield where, row
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not JSON: {error.msg}") from error
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield where, _row(line, where)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: cannot read the training data: {reason}") from error
+
+
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the training data: {error.strerror}") from error
+        raise UserError(f"{where}: not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON: {error.msg}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a row must be a JSON object")
+    return row
 
 
 def _hub_rows(data: HubData) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -168,15 +189,30 @@ def _render(
     """
     if not tokenizer.chat_template:
         raise UserError(f"{where}: the model's tokenizer has no chat template for messages")
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    for message in messages:
+        match message:
+            case {"role": str(), "content": str()}:
+                continue
+        raise UserError(f"{where}: every message needs a role and a content, both text")
+
+    def render(count: int, *, answering: bool = False) -> str:
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages[:count], tokenize=False, add_generation_prompt=answering
+                )
+            )
+        except TemplateError as error:
+            raise UserError(f"{where}: the chat template refuses this: {error}") from error
+
+    text = render(len(messages)) if messages else ""
     spans = []
     for index, message in enumerate(messages):
-        if message.get("role") != "assistant":
+        if message["role"] != "assistant":
             continue
-        before = tokenizer.apply_chat_template(
-            messages[:index], tokenize=False, add_generation_prompt=True
-        )
-        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+        if index == 0:
+            raise UserError(f"{where}: a conversation cannot begin with the assistant's answer")
+        before, after = render(index, answering=True), render(index + 1)
         if not (text.startswith(before) and text.startswith(after)):
             raise UserError(
                 f"{where}: the chat template renders the conversation differently turn by turn, "
@@ -198,7 +234,9 @@ def _label(
         token if start < end and any(low < end <= high for low, high in spans) else IGNORED
         for token, (start, end) in zip(tokens, encoded["offset_mapping"], strict=True)
     )
-    if special and tokenizer.eos_token_id is not None and labels[-1] != IGNORED:
-        # The model must learn where an answer ends.
-        return Example((*tokens, tokenizer.eos_token_id), (*labels, tokenizer.eos_token_id))
+    end = tokenizer.eos_token_id
+    if special and end is not None:
+        # The model must learn where an answer ends; it may end there already.
+        kept = len(tokens) - (tokens[-1:] == (end,))
+        return Example((*tokens[:kept], end), (*labels[:kept], end))
     return Example(tokens, labels)

@@ -9,10 +9,12 @@ and items come back one by one, so that two models can be compared in pairs.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,9 @@ import lm_eval
 import lm_eval.tasks
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from torch import nn
 
 from tradebench import reference
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Z95 = NormalDist().inv_cdf(0.975)
+GENERATED = 256  # tokens, where a task sets no limit: lm-eval's own
 LIKELIHOODS = ("loglikelihood", "multiple_choice", "loglikelihood_rolling")
 
 
@@ -56,114 +61,171 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.max_length = settings.max_length or limit
         self.skipped: list[str] = []
-        self.tasks = dict(self._load())
+        self.tasks: dict[str, Any] = {}
+        self.groups: dict[str, Any] = {}
+        for name in settings.tasks:
+            self._load(name)
 
-    def _load(self) -> Iterator[tuple[str, Any]]:
-        """Every task whose data can be reached; the others are noted, never scored."""
-        for name in self.settings.tasks:
-            manager = TaskManager(include_path=_folders(name), include_defaults=False)
-            if name not in manager.all_tasks:
-                manager = TaskManager()  # seconds: it indexes everything that lm-eval ships
-            if name not in manager.all_tasks:
-                raise UserError(f"lm-eval knows no task '{name}'")
-            try:
-                loaded = manager.load([name])["tasks"]
-            except (OSError, ValueError, KeyError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-                self.skipped.append(
-                    f"task {name} was skipped: its data is not available ({reason})"
-                )
-                continue
-            for key, task in loaded.items():
-                self._settle(task)
-                yield key, task
+    def _load(self, name: str) -> None:
+        """Load a task, or every task of a group; where data cannot be reached, note it."""
+        manager = _manager(name)
+        try:
+            # lm-eval prints what it loads.
+            with contextlib.redirect_stdout(io.StringIO()):
+                loaded = manager.load([name])
+        except (OSError, ValueError) as error:  # what the datasets library raises
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            self.skipped.append(f"task {name} was skipped: its data is not available ({reason})")
+            return
+        for task in loaded["tasks"].values():
+            self._settle(task)
+        self.tasks |= loaded["tasks"]
+        self.groups |= loaded["groups"]
 
     def _settle(self, task: Any) -> None:
         """What lm-eval's own command line settles before it evaluates."""
-        wanted = self.settings.num_fewshot
-        if wanted is not None:
+        wanted, own = self.settings.num_fewshot, task.get_config("num_fewshot")
+        if own is None:
+            task.set_config(key="num_fewshot", value=wanted or 0)
+        elif wanted is not None and own != 0:  # a task that says 0 means it
             task.set_config(key="num_fewshot", value=wanted)
-        elif task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=self.settings.seed)
 
     def score(self, model: nn.Module, techniques: Sequence[Technique]) -> Scores:
-        """Evaluate the model under the techniques' forward contexts; its mode is restored."""
-        training = model.training
-        device = next(model.parameters()).device.type
-        torch.manual_seed(self.settings.seed)
-        with surrounding(techniques, device), contextlib.redirect_stdout(io.StringIO()):
+        """Evaluate the model under the techniques' forward contexts.
+
+        The model's mode and the random state are left as they were.
+        """
+        if not self.tasks:
+            return Scores(skipped=list(self.skipped))
+        self._draw_examples_anew()
+        with (
+            _undisturbed(model, self.settings.seed),
+            surrounding(techniques, next(model.parameters()).device.type),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             found = lm_eval.evaluate(
-                lm=HFLM(
-                    pretrained=model,
-                    tokenizer=self.tokenizer,
-                    batch_size=self.settings.batch_size,
-                    max_length=self.max_length,
-                    add_bos_token=True,
-                    softmax_dtype="float32",
-                ),
-                task_dict={"tasks": self.tasks, "groups": {}, "group_map": {}},
+                lm=self._harness(model),
+                task_dict={
+                    "tasks": self.tasks,
+                    "groups": self.groups,
+                    "group_map": {key: group.child_names for key, group in self.groups.items()},
+                },
                 limit=self.settings.limit,
                 bootstrap_iters=0,  # intervals are made here, from the items
                 log_samples=True,
                 apply_chat_template=self.settings.chat_template,
+                fewshot_as_multiturn=True,
             )
-        model.train(training)
         return self._collect(found)
+
+    def _draw_examples_anew(self) -> None:
+        """Show every evaluation the same few-shot examples: a task's generator moves on."""
+        for task in self.tasks.values():
+            task.set_fewshot_seed(seed=self.settings.seed)
+
+    def _harness(self, model: nn.Module) -> HFLM:
+        return HFLM(
+            pretrained=model,
+            tokenizer=self.tokenizer,
+            batch_size=self.settings.batch_size,
+            max_length=self.max_length,
+            add_bos_token=True,
+            softmax_dtype="float32",
+        )
 
     def _collect(self, found: Mapping[str, Any]) -> Scores:
         scores = Scores(skipped=list(self.skipped))
         for name, task in self.tasks.items():
-            samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-            items = [_item(name, task, sample) for sample in samples]
+            items = _items(name, task, found["samples"][name])
             scores.items += items
-            scores.measurements |= _measure(name, task, found["results"][name], items)
+            scores.measurements |= _measure(name, task.OUTPUT_TYPE, found, items)
+        for name in self.groups:
+            scores.measurements |= _measure(name, "group", found, [])
         return scores
 
     def rehearse(self, model: nn.Module, techniques: Sequence[Technique]) -> None:
         """One batch of each kind of request at its longest, for the memory it needs.
 
-        Likelihoods take one forward pass over the longest item and the log-softmax that lm-eval
-        takes of it. Generation is bounded from above by reading the longest prompt together with
+        Likelihoods take two forward passes over the longest item and the log-softmax that lm-eval
+        takes of it, because the first is still there when the second is made. Generation is bounded from above by reading the longest prompt together with
         everything it may generate at once, and one more token from the cache.
         """
-        training = model.training
-        model.eval()
         device = next(model.parameters()).device
-        with torch.no_grad(), surrounding(techniques, device.type):
-            for generates, length in self._longest().items():
+        with (
+            _undisturbed(model, self.settings.seed),
+            torch.no_grad(),
+            surrounding(techniques, device.type),
+        ):
+            for generates, length in self.longest.items():
                 shape = (self.settings.batch_size, min(length, self.max_length))
-                tokens = torch.zeros(shape, dtype=torch.long, device=device)
                 if generates:
-                    cache = model(tokens, use_cache=True, logits_to_keep=1).past_key_values
-                    model(tokens[:, :1], past_key_values=cache, use_cache=True)
+                    _generate_longest(model, shape, device)
                 else:
-                    logits = model(tokens, use_cache=False).logits
-                    torch.nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
-        model.train(training)
+                    _read_longest(model, shape, device)
 
-    def _longest(self) -> dict[bool, int]:
+    @cached_property
+    def longest(self) -> dict[bool, int]:
         """The longest request in tokens, for generation (True) and for likelihoods (False)."""
         longest: dict[bool, int] = {}
+        self._draw_examples_anew()
         for task in self.tasks.values():
-            generates = task.OUTPUT_TYPE not in LIKELIHOODS
             with contextlib.redirect_stdout(io.StringIO()):
                 task.build_all_requests(
                     limit=self.settings.limit,
                     apply_chat_template=self.settings.chat_template,
-                    chat_template=self.tokenizer.apply_chat_template,
+                    fewshot_as_multiturn=True,
+                    chat_template=self._render,
                 )
-            texts = {
-                request.args[0] + ("" if generates else str(request.args[-1]))
-                for request in task.instances
-            }
-            # The longest texts in characters include the longest in tokens, but for odd scripts.
-            candidates = sorted(texts, key=len, reverse=True)[:64]
-            length = max(len(self.tokenizer(text)["input_ids"]) for text in candidates)
+            generates = task.OUTPUT_TYPE not in LIKELIHOODS
+            # A request is a prompt, and then an answer to score or settings of the generation.
+            texts = {"".join(a for a in r.args if isinstance(a, str)) for r in task.instances}
+            length = max(map(len, self.tokenizer(list(texts))["input_ids"]))
             if generates:
-                length += task.config.generation_kwargs.get("max_gen_toks", 256)
+                wanted = normalize_gen_kwargs(task.config.generation_kwargs, GENERATED)
+                length += wanted["max_gen_toks"]
             longest[generates] = max(longest.get(generates, 0), length)
         return longest
+
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """A conversation as text, as lm-eval renders it."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """Evaluation mode and a seed of its own; mode and random state come back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        model.train(training)
+
+
+def _read_longest(model: nn.Module, shape: tuple[int, int], device: torch.device) -> None:
+    # While lm-eval works on a batch it still holds the log-probabilities of the one before.
+    before = None
+    for _ in range(2):
+        rows = [torch.zeros(shape[1], dtype=torch.long, device=device) for _ in range(shape[0])]
+        logits = model(torch.stack(rows), use_cache=False).logits
+        before = torch.nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
+        del logits
+    del before
+
+
+def _generate_longest(model: nn.Module, shape: tuple[int, int], device: torch.device) -> None:
+    tokens = torch.zeros(shape, dtype=torch.long, device=device)
+    cache = model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+    model(tokens[:, :1], past_key_values=cache, use_cache=True)
 
 
 def wilson(mean: float, count: int) -> tuple[float, float]:
@@ -176,30 +238,61 @@ def wilson(mean: float, count: int) -> tuple[float, float]:
     return ((middle - spread) / scale, (middle + spread) / scale)
 
 
+def _manager(task: str) -> TaskManager:
+    """The smallest index of tasks that knows this one: lm-eval's own takes seconds to read.
+
+    Raises:
+        UserError: lm-eval knows no such task.
+    """
+    manager = TaskManager(include_path=_folders(task), include_defaults=False)
+    entry = manager.task_index.get(task)
+    if entry is None or (entry.kind is Kind.TAG and task not in reference.TASK_NAMES):
+        manager = TaskManager()  # members of a tag may lie in any folder
+    if task not in manager.task_index:
+        near = difflib.get_close_matches(task, manager.task_index, n=1)
+        raise UserError(
+            f"lm-eval knows no task '{task}'" + (f", did you mean '{near[0]}'?" if near else "")
+        )
+    return manager
+
+
 def _folders(task: str) -> list[str]:
-    """Where the files of a task probably are: indexing all that lm-eval ships takes seconds."""
+    """Where the files of a task probably are."""
     if task in reference.TASK_NAMES:
         return [str(reference.TASKS)]
     shipped = Path(lm_eval.tasks.__file__).parent
-    family = shipped / task.split("_")[0]
-    return [str(family)] if family.is_dir() else []
+    words = task.split("_")
+    families = [shipped / "_".join(words[:count]) for count in range(len(words), 0, -1)]
+    return [str(family) for family in families if family.is_dir()][:1]
 
 
-def _item(name: str, task: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """One item's outcome: its metrics as numbers and, where one exists, the answer's NLL."""
-    metrics = {
-        metric: float(sample[metric])
-        for metric in sample["metrics"]
-        if isinstance(sample[metric], int | float) or hasattr(sample[metric], "item")
-    }
-    return {
-        "task": name,
-        "doc_id": sample["doc_id"],
-        "doc_hash": sample["doc_hash"],
-        "target_hash": sample["target_hash"],
-        "metrics": metrics,
-        "nll": _answer_nll(task, sample),
-    }
+def _items(name: str, task: Any, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every item's outcome in the order of the data; several filters of one task join in it."""
+    first = samples[0]["filter"]
+    items: dict[int, dict[str, Any]] = {}
+    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+        item = items.setdefault(
+            sample["doc_id"],
+            {
+                "task": name,
+                "doc_id": sample["doc_id"],
+                "doc_hash": sample["doc_hash"],
+                "target_hash": sample["target_hash"],
+                "metrics": {},
+                "nll": _answer_nll(task, sample),
+            },
+        )
+        item["metrics"] |= {
+            _metric_name(metric, sample["filter"], first): float(sample[metric])
+            for metric in sample["metrics"]
+            if isinstance(sample[metric], int | float) or hasattr(sample[metric], "item")
+        }
+    return list(items.values())
+
+
+def _metric_name(metric: str, used: str, first: str) -> str:
+    """The metric's own name; behind it the filter, where it is not the task's first."""
+    return metric if used == first else f"{metric}.{used}"
 
 
 def _answer_nll(task: Any, sample: Mapping[str, Any]) -> float | None:
@@ -207,41 +300,51 @@ def _answer_nll(task: Any, sample: Mapping[str, Any]) -> float | None:
     responses = sample["filtered_resps"]
     match task.OUTPUT_TYPE:
         case "multiple_choice":
-            gold = sample["target"]
-            return -float(responses[int(gold)][0]) if str(gold).lstrip("-").isdigit() else None
+            gold = _gold(task, sample)
+            return None if gold is None else -float(responses[gold][0])
         case "loglikelihood":
             return -float(responses[0][0])
     return None
 
 
+def _gold(task: Any, sample: Mapping[str, Any]) -> int | None:
+    """The index of the right choice, found as lm-eval finds it; None where it is not one."""
+    gold = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    choices = task.doc_to_choice(sample["doc"])
+    if isinstance(gold, str):
+        gold = choices.index(gold) if gold in choices else None
+    return gold if isinstance(gold, int) and 0 <= gold < len(choices) else None
+
+
 def _measure(
-    name: str, task: Any, results: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
+    name: str, kind: str, found: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
 ) -> dict[str, Measurement]:
-    """The task's metrics as lm-eval reports them, the first being its headline."""
-    found: dict[str, Measurement] = {}
-    for key, value in results.items():
-        metric = key.split(",")[0]
-        if not isinstance(value, int | float) or metric.endswith("_stderr") or "," not in key:
+    """The metrics of a task or group as lm-eval reports them, the first being its headline."""
+    keys = [key.split(",") for key in found["results"][name] if "," in key]
+    measured: dict[str, Measurement] = {}
+    for metric, used in keys:
+        value = found["results"][name][f"{metric},{used}"]
+        if not isinstance(value, int | float) or metric.endswith("_stderr"):
             continue
-        if task.OUTPUT_TYPE in ("loglikelihood", "loglikelihood_rolling") and metric != "acc":
-            continue  # a perplexity of the answers is answer_nll with another face
-        label = (
-            f"accuracy.{name}" if f"accuracy.{name}" not in found else f"accuracy.{name}.{metric}"
-        )
-        if metric == "acc" and task.OUTPUT_TYPE == "loglikelihood":
+        if kind == "loglikelihood" and metric == "perplexity":
+            continue  # answer_nll with another face
+        full = _metric_name(metric, used, keys[0][1])
+        label = f"accuracy.{name}.{full}" if measured else f"accuracy.{name}"
+        if metric == "acc" and kind == "loglikelihood":
             label = f"accuracy.{name}.greedy"
-        values = [item["metrics"][metric] for item in items if metric in item["metrics"]]
+        values = [item["metrics"][full] for item in items if full in item["metrics"]]
         binary = bool(values) and set(values) <= {0.0, 1.0}
-        found[label] = Measurement(
+        more = found["higher_is_better"].get(name, {}).get(metric)
+        measured[label] = Measurement(
             value=float(value),
             unit="1",
-            better="more",
+            better="less" if more is False else "more",
             interval=wilson(float(value), len(values)) if binary else None,
         )
     likelihoods = [item["nll"] for item in items if item["nll"] is not None]
     if likelihoods:
-        found[f"answer_nll.{name}"] = _mean_nll(likelihoods)
-    return found
+        measured[f"answer_nll.{name}"] = _mean_nll(likelihoods)
+    return measured
 
 
 def _mean_nll(values: Sequence[float]) -> Measurement:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from tradebench.techniques.protocol import Batch, LossFunction
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Training:
-    """What training left behind: the loss and the tokens, padding left out, of every step."""
+    """The loss and the tokens, padding left out, of every step so far: a death keeps them."""
 
-    losses: tuple[float, ...]
-    tokens: tuple[int, ...]
+    losses: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 def train(
@@ -38,52 +38,56 @@ def train(
     techniques: Sequence[Technique],
     meter: Meter,
     listen: Callable[[int], None],
-) -> Training:
+    training: Training,
+) -> None:
     """Take the budget's steps; the loss is the mean over the answer tokens of the whole batch.
 
     Raises:
         DivergedError: a loss was NaN or infinite.
     """
-    losses: list[float] = []
-    tokens: list[int] = []
-    loss: LossFunction = summed_loss
-    for part in techniques:
-        loss = part.loss(loss)
+    loss = loss_function(techniques)
     for step in range(budget.steps):
         with meter.step():
             micro = [next(batches) for _ in range(budget.accumulation)]
+            tokens = sum(int(batch["attention_mask"].sum()) for batch in micro)
             optimizer.set_learning_rate(learning_rate(budget, step))
-            losses.append(accumulate(model, optimizer, micro, loss, techniques, meter))
+            value = accumulate(model, optimizer, micro, loss, techniques, meter)
+            del micro  # so that the memory of the optimizer's step does not depend on the batch
             with meter.part("optimizer"):
                 optimizer.step()
                 for part in techniques:
                     part.stepped(model)
             meter.holds("optimizer", optimizer.state_tensors())
             optimizer.zero_grad()
-        tokens.append(sum(int(batch["attention_mask"].sum()) for batch in micro))
-        if not math.isfinite(losses[-1]):
-            raise DivergedError(f"the loss became {losses[-1]} at step {step + 1}")
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss became {value} at step {step + 1}")
+        training.losses += (value,)
+        training.tokens += (tokens,)
         listen(step + 1)
-    return Training(losses=tuple(losses), tokens=tuple(tokens))
 
 
 def probe(
     model: nn.Module,
     optimizer: Optimizer,
-    batch: Batch,
+    micro: Sequence[Batch],
     techniques: Sequence[Technique],
     meter: Meter,
 ) -> None:
-    """Run forward and backward over the longest batch and drop the gradients: no weight moves.
+    """Run forward and backward over the longest batches and drop the gradients: no weight moves.
 
-    Twenty steps rarely meet the longest batch of a data set; this one foresees its memory. The
-    optimizer's own step does not depend on the batch.
+    Twenty steps rarely meet the longest batch of a data set; these foresee its memory. The second
+    micro-batch is the first to run beside gradients, and all further ones are like it.
     """
+    accumulate(model, optimizer, micro[:2], loss_function(techniques), techniques, meter)
+    optimizer.zero_grad()
+
+
+def loss_function(techniques: Iterable[Technique]) -> LossFunction:
+    """The summed loss as the techniques change it."""
     loss: LossFunction = summed_loss
     for part in techniques:
         loss = part.loss(loss)
-    accumulate(model, optimizer, [batch], loss, techniques, meter)
-    optimizer.zero_grad()
+    return loss
 
 
 def accumulate(

@@ -51,25 +51,26 @@ def measure(
         outcome.warnings += materials.evaluator.skipped
     rehearse(trial, materials, outcome, heartbeat)
     gc.collect()
-    clock = Clock(materials.device)
+    clock, training = Clock(materials.device), Training()
     judges = RealJudges(trial, materials, outcome, directory, repeat)
     try:
-        training = perform(
+        perform(
             trial,
             materials,
             seed=trial.budget.seed + repeat,
             meter=clock,
             enter=_announcer(outcome, heartbeat, clock, trial.budget.steps),
             judges=judges.judges(),
+            training=training,
         )
     finally:
         outcome.measurements |= clock.measurements()
+        outcome.measurements |= summarise(trial.budget, training, clock.samples)
     if clock.retries:
         outcome.warnings.append(
             f"the allocator ran full and retried {clock.retries} times: reserved memory is "
             "clipped by the device's capacity"
         )
-    outcome.measurements |= summarise(trial.budget, training, clock.samples)
 
 
 def rehearse(trial: Trial, materials: Materials, outcome: Outcome, heartbeat: Listener) -> None:
@@ -93,6 +94,7 @@ def rehearse(trial: Trial, materials: Materials, outcome: Outcome, heartbeat: Li
             )
     finally:
         outcome.measurements |= meter.measurements()
+    outcome.warnings += meter.disagreements()
 
 
 class RealJudges:
@@ -149,10 +151,16 @@ class RealJudges:
 def summarise(
     budget: Budget, training: Training, samples: Sequence[float]
 ) -> dict[str, Measurement]:
-    """Step time, throughput and loss, the warm-up steps left out of the timing."""
-    warmup = min(budget.warmup, len(samples) - 1)
-    timed, tokens = samples[warmup:], training.tokens[warmup:]
-    final = training.losses[-max(1, math.ceil(FINAL_SHARE * len(training.losses))) :]
+    """Step time, throughput and loss of the steps taken, the warm-up left out of the timing.
+
+    Nothing where no step was finished.
+    """
+    if not training.losses:
+        return {}
+    steps = len(training.losses)
+    warmup = min(budget.warmup, steps - 1)
+    timed, tokens = samples[warmup:steps], training.tokens[warmup:]
+    final = training.losses[-math.ceil(FINAL_SHARE * steps) :]
     return {
         "step_seconds": Measurement(
             value=statistics.median(timed),

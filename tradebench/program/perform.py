@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ from tradebench.trial import Trial
 from tradebench.worlds.meters import Meter
 
 if TYPE_CHECKING:
-    from tradebench.techniques.protocol import OptimizerFactory
+    from tradebench.techniques.protocol import Batch, OptimizerFactory
 
 Enter = Callable[[Phase], AbstractContextManager[Callable[[int], None]]]
 Judge = Callable[[nn.Module], None]
@@ -81,12 +82,15 @@ def perform(
     meter: Meter,
     enter: Enter,
     judges: Judges,
+    training: Training | None = None,
 ) -> Training:
     """Go through the whole trial once, telling `meter` where it is.
 
-    `enter` announces each phase to whoever watches and takes the steps done inside it.
+    `enter` announces each phase to whoever watches and takes the steps done inside it. `training`
+    is filled step by step.
     """
     techniques, request = trial.techniques, materials.request
+    training = training or Training()
     with enter("load"), meter.phase("load"):
         torch.manual_seed(seed)
         model = load_model(trial.model, request)
@@ -104,17 +108,10 @@ def perform(
         optimizer = make_optimizer(trial, model)
         meter.holds("weights", model.buffers())
         meter.trains(parameter for parameter in model.parameters() if parameter.requires_grad)
-        stream = data.batches(
-            materials.examples, trial.budget, materials.padding, seed, materials.device
-        )
-        for part in techniques:
-            stream = part.batches(stream)
-        training = train(model, optimizer, stream, trial.budget, techniques, meter, listen)
-        longest = data.longest_batch(
-            materials.examples, trial.budget, materials.padding, materials.device
-        )
-        probe(model, optimizer, longest, techniques, meter)
-    del optimizer, stream, longest
+        stream = feed(trial, materials, seed)
+        train(model, optimizer, stream, trial.budget, techniques, meter, listen, training)
+        probe(model, optimizer, longest(trial, materials), techniques, meter)
+    del optimizer, stream
     judges.trained(model)
     if materials.evaluator is not None:
         with enter("evaluate_after"), meter.phase("evaluate_after"):
@@ -122,6 +119,27 @@ def perform(
                 model = part.trained(model)
             judges.after(model)
     return training
+
+
+def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
+    """The micro-batches of training, as the trial's techniques change them."""
+    stream = data.batches(
+        materials.examples, trial.budget, materials.padding, seed, materials.device
+    )
+    for part in trial.techniques:
+        stream = part.batches(stream)
+    return stream
+
+
+def longest(trial: Trial, materials: Materials) -> list[Batch]:
+    """As many of the longest micro-batch as one optimizer step takes, through every technique."""
+    chosen = data.longest(materials.examples, trial.budget)
+    stream: Iterator[Batch] = (
+        data.collate(examples, materials.padding, materials.device) for examples in repeat(chosen)
+    )
+    for part in trial.techniques:
+        stream = part.batches(stream)
+    return list(islice(stream, trial.budget.accumulation))
 
 
 def make_optimizer(trial: Trial, model: nn.Module) -> Optimizer:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tradebench.store import Run
 
-__all__ = ["table", "write"]
+__all__ = ["markdown_table", "table", "write"]
 
 
 def write(run: Run, out: Path) -> list[Path]:
@@ -25,6 +25,13 @@ def write(run: Run, out: Path) -> list[Path]:
     from tradebench.report.page import write as write_page
 
     return write_page(run, out)
+
+
+def markdown_table(run: Run) -> str:
+    """Return the short table as Markdown."""
+    from tradebench.report.markdown import table as short_table
+
+    return short_table(run)
 
 
 def table(run: Run) -> RenderableType:

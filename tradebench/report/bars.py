@@ -14,20 +14,21 @@ from tradebench.report.style import (
     BLACK,
     BLUE,
     CATEGORY_COLOURS,
-    INTERVALS,
     ORANGE,
     Picture,
     drawable,
     drawing,
+    intervals,
     note,
     save,
     whiskers,
 )
 from tradebench.report.tables import Point, accuracy_note
-from tradebench.report.units import scale, title
+from tradebench.report.units import Scale, scale, title
 from tradebench.result import CATEGORIES
 
 MAX_ROWS = 40
+MAX_NAME = 68
 TASKS_PER_FIGURE = 3
 ROW_HEIGHT = 0.24
 
@@ -43,36 +44,11 @@ def memory_figure(group: Group, name: str, out: Path) -> Picture | None:
     unit = scale("peak_tensor_bytes", totals, "B")
     with drawing(name):
         figure, axes = _frame(rows, 1)
-        left = [0.0] * len(rows)
-        for category in CATEGORIES:
-            widths = [(p.value(_category(category)) or 0.0) / unit.factor for p in rows]
-            if any(widths):
-                axes[0].barh(
-                    range(len(rows)),
-                    widths,
-                    left=left,
-                    height=0.72,
-                    color=CATEGORY_COLOURS[category],
-                    edgecolor="white",
-                    linewidth=0.5,
-                    label=category,
-                )
-                left = [start + width for start, width in zip(left, widths, strict=True)]
-        for at, total in enumerate(totals):
-            axes[0].annotate(
-                unit.text(total),
-                (left[at], at),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-                zorder=3,
-            )
+        _stack(axes[0], rows, unit)
         axes[0].set_xlabel(f"Tensor memory at the peak{unit.axis}")
         axes[0].margins(x=0.16)
         _limit(axes[0], group, "peak_tensor_bytes", unit.factor)
-        figure.legend(loc="outside upper left", ncols=7)
+        figure.legend(loc="outside upper left", ncols=7, columnspacing=1.0, handlelength=1.2)
         smallest = f"Smallest: {rows[0].name}, {unit.text(totals[0])}."
         return save(
             figure,
@@ -82,6 +58,37 @@ def memory_figure(group: Group, name: str, out: Path) -> Picture | None:
             caption="What the tensors were for at the moment of the highest total; the parts of "
             f"a bar add up to the peak tensor memory. Smallest at the top. {left_out}".strip(),
             alt=f"Stacked bars of tensor memory by category for each point. {smallest}",
+        )
+
+
+def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
+    """Draw a bar per point, category after category, and its total at its end."""
+    left = [0.0] * len(rows)
+    for category in CATEGORIES:
+        widths = [(point.value(_category(category)) or 0.0) / unit.factor for point in rows]
+        if any(widths):
+            axes.barh(
+                range(len(rows)),
+                widths,
+                left=left,
+                height=0.72,
+                color=CATEGORY_COLOURS[category],
+                edgecolor="white",
+                linewidth=0.5,
+                label=category,
+            )
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+    for at, end in enumerate(left):
+        axes.annotate(
+            unit.text(end * unit.factor),
+            (end, at),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            # The line of a limit may pass here; the number is more important.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            zorder=3,
         )
 
 
@@ -105,9 +112,10 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Path) -
         return None
     first = f"accuracy.{tasks[0]}"
     rows.sort(key=lambda p: -(p.value(first) or 0.0))
+    bars = intervals(p.estimates[each] for p in rows for each in wanted if each in p.estimates)
     caption = (
         "Accuracy after compression and before training (hollow) and after training (filled). "
-        f"Sorted by {title(first).lower()}. {INTERVALS} {accuracy_note(group.model)} {left_out}"
+        f"Sorted by {title(first).lower()}. {bars} {accuracy_note(group.model)} {left_out}"
     )
     with drawing(name):
         figure, panels = _frame(rows, len(tasks))
@@ -178,7 +186,7 @@ def time_figure(group: Group, name: str, out: Path) -> Picture | None:
             name,
             out,
             title="Step time",
-            caption=f"Fastest at the top. {INTERVALS} {left_out}".strip(),
+            caption=f"Fastest at the top. {intervals(found)} {left_out}".strip(),
             alt=f"Time of one optimizer step for each point. Fastest: {rows[0].name}, "
             f"{unit.text(found[0].value)}.",
         )
@@ -200,10 +208,11 @@ def _rows(group: Group, has: Callable[[Point], bool]) -> tuple[list[Point], str]
 
 def _frame(rows: Sequence[Point], columns: int) -> tuple[Figure, list[Axes]]:
     """Return a figure with one named row per point, shared by all columns."""
-    size = (4.4 + 3.1 * columns, ROW_HEIGHT * len(rows) + 1.5)
+    names = [_row_name(point) for point in rows]
+    size = (1.3 + 0.068 * max(map(len, names)) + 3.4 * columns, ROW_HEIGHT * len(rows) + 1.5)
     figure = Figure(figsize=size, layout="constrained")
     panels = list(figure.subplots(1, columns, sharey=True, squeeze=False).flatten())
-    panels[0].set_yticks(range(len(rows)), [_row_name(point) for point in rows])
+    panels[0].set_yticks(range(len(rows)), names)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     for axes in panels:
         axes.grid(axis="y", visible=False)
@@ -215,7 +224,7 @@ def _frame(rows: Sequence[Point], columns: int) -> tuple[Figure, list[Axes]]:
 
 def _row_name(point: Point) -> str:
     """Return the point's name, and how its repeats ended where not all ended well."""
-    name = drawable(point.name)
+    name = drawable(point.name, MAX_NAME)
     return name if point.status == "ok" else f"{name} ({point.status_text})"
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from tradebench.report.fronts import MARKS, Z95, Group, Label, Standing
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
-from tradebench.report.units import Scale, clean, count, scale, show, title
-from tradebench.result import Environment, Status
+from tradebench.report.units import Scale, clean, count, listed, scale, show, title
+from tradebench.result import Environment, Status, canonical_json
 
 if TYPE_CHECKING:
     from tradebench.store import Run
 
 MAX_COLUMNS = 12
+MAX_HEADLINES = 5
 KIND_NOTES = {
     "measured": "Every number here was measured on the hardware named under Environment.",
     "predicted": "Every number here is a prediction; nothing was run on the hardware it is for.",
@@ -77,6 +78,18 @@ def columns(group: Group) -> tuple[Column, ...]:
             unit = scale(name, (each.value for each in values), values[0].unit)
             found.append(Column(name=name, title=title(name), scale=unit))
     return tuple(found[:MAX_COLUMNS])
+
+
+def headline(group: Group) -> tuple[Column, ...]:
+    """Return the few columns that a short table has room for.
+
+    These are the objectives, one memory, the step time and accuracies after training.
+    """
+    wanted = {each.name for each in group.objectives} | {group.memory, "step_seconds"}
+    kept = [
+        each for each in columns(group) if each.name in wanted or each.name.startswith("accuracy.")
+    ]
+    return tuple(kept[:MAX_HEADLINES])
 
 
 def rows(group: Group, shown: Iterable[Column]) -> tuple[Row, ...]:
@@ -147,42 +160,66 @@ def endings(group: Group) -> tuple[Ending, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One environment of the run: titled groups of facts, and how many Results were made in it."""
+class Place:
+    """One set of software and hardware: titled facts, and how many Results were made there."""
 
     results: str
     parts: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
-def environments(run: Run) -> tuple[Setting, ...]:
-    """Return every environment that Results were made in, the most used first."""
+def places(run: Run) -> tuple[Place, ...]:
+    """Return every place that Results were made in, the most used first."""
+    found = _by_place(run)
+    ordered = sorted(found.values(), key=lambda each: -len(each))
+    return tuple(Place(results=count(len(each), "result"), parts=_parts(each)) for each in ordered)
+
+
+def _by_place(run: Run) -> dict[str, list[Environment]]:
+    """Group environments by software and hardware; code and variables go with the techniques."""
     found: dict[str, list[Environment]] = {}
     for result in run.results:
-        found.setdefault(result.environment.key, []).append(result.environment)
-    ordered = sorted(found.values(), key=lambda each: -len(each))
-    return tuple(
-        Setting(results=count(len(each), "result"), parts=_parts(each[0])) for each in ordered
-    )
+        here = result.environment
+        key = canonical_json({"software": dict(here.software), "hardware": dict(here.hardware)})
+        found.setdefault(key, []).append(here)
+    return found
 
 
-def _parts(environment: Environment) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-    parts: tuple[tuple[str, Mapping[str, Any]], ...] = (
-        ("Hardware", environment.hardware),
-        ("Software", environment.software),
-        ("Code", environment.code),
-        ("Variables", environment.variables),
-        ("Not known", environment.missing),
+def _parts(
+    environments: Sequence[Environment],
+) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    parts = (
+        ("Hardware", [each.hardware for each in environments]),
+        ("Software", [each.software for each in environments]),
+        ("Code", [each.code for each in environments]),
+        ("Variables", [each.variables for each in environments]),
+        ("Not known", [each.missing for each in environments]),
     )
+    merged = ((name, _merged(facts)) for name, facts in parts)
     return tuple(
-        (name, tuple((clean(key), _fact(key, value)) for key, value in facts.items()))
-        for name, facts in parts
+        (name, tuple((_fact_name(key), " or ".join(values)) for key, values in facts.items()))
+        for name, facts in merged
         if facts
     )
+
+
+def _merged(facts: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return every different value of every fact."""
+    found: dict[str, dict[str, None]] = {}
+    for each in facts:
+        for key, value in each.items():
+            found.setdefault(key, {})[_fact(key, value)] = None
+    return {key: list(values) for key, values in found.items()}
+
+
+def _fact_name(key: str) -> str:
+    return clean(key.removesuffix("_bytes").replace("_", " "))
 
 
 def _fact(key: str, value: object) -> str:
     if value is None:
         return "not known"
+    if value in ([], {}, ""):
+        return "none"
     if key.endswith("_bytes") and isinstance(value, int | float):
         return show(key, value, "B")
     return clean(str(value))
@@ -200,12 +237,27 @@ def cautions(run: Run, groups: Iterable[Group]) -> tuple[str, ...]:
         f"{text} ({min(names) if len(names) == 1 else count(len(names), 'point')})"
         for text, names in points.items()
     ]
-    if len({result.environment.key for result in run.results}) > 1:
+    if len(_by_place(run)) > 1:
         found.append(
             "The points come from different environments: memory compares between machines with "
             "the same device, step time does not."
         )
+    code = _merged(result.environment.code for result in run.results)
+    changed = [_fact_name(key) for key, values in code.items() if len(values) > 1]
+    if changed:
+        found.append(f"The code changed between points of this run: {listed(changed)}.")
+    if any(_never_repeated(group) for group in groups):
+        found.append(
+            "Every point ran once: how far runs differ from each other is not known, and no "
+            "interval here contains it."
+        )
     return (*found, *(clean(problem) for problem in run.problems))
+
+
+def _never_repeated(group: Group) -> bool:
+    return (
+        group.kind == "measured" and bool(group.ok) and all(len(p.results) == 1 for p in group.ok)
+    )
 
 
 def command(run: Run) -> str:

@@ -16,20 +16,22 @@ from tradebench.report.fronts import Group
 from tradebench.report.series import Axis, Series, chosen
 from tradebench.report.style import (
     COLOURS,
-    INTERVALS,
+    GREY,
     SHAPES,
     Picture,
     drawable,
     drawing,
+    intervals,
     note,
     save,
     whiskers,
 )
 from tradebench.report.tables import Estimate, accuracy_note
-from tradebench.report.units import count, listed, scale, title
+from tradebench.report.units import Scale, count, listed, scale, title
 
 MAX_TASKS = 4
 MIN_GAP = 0.08
+OFF = (0, (2, 2))
 
 
 def series_figure(
@@ -52,10 +54,7 @@ def series_figure(
             axes.set_axis_off()
         if any(metric.startswith("accuracy") for metric in metrics):
             note(figure, accuracy_note(group.model))
-        handles = [
-            Line2D([], [], color=COLOURS[at], marker=SHAPES[at], label=drawable(line.name, 70))
-            for at, line in enumerate(drawn)
-        ]
+        handles = _key(axis, drawn)
         figure.legend(
             handles=handles, loc="outside lower left", title="The rest of the configuration"
         ).set_alignment("left")
@@ -69,6 +68,17 @@ def series_figure(
             alt=f"{heading}: {listed(title(metric).lower() for metric in metrics)} in "
             f"{count(len(drawn), 'line')}.",
         )
+
+
+def _key(axis: Axis, drawn: Sequence[Series]) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=COLOURS[at], marker=SHAPES[at], label=drawable(line.name, 70))
+        for at, line in enumerate(drawn)
+    ]
+    if any(line.reference is not None for line in drawn):
+        off = f"the same with {axis.slot} off; shaded: its bar"
+        handles.append(Line2D([], [], color=GREY, linestyle=OFF, label=drawable(off, 70)))
+    return handles
 
 
 def _metrics(group: Group, lines: Sequence[Series]) -> list[str]:
@@ -114,6 +124,8 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
             bounds = (each.value, *(each.interval or ()), *(each.spread or ()))
             axes.update_datalim([(x, bound / unit.factor) for bound in bounds])
             whiskers(axes, x, each, unit, COLOURS[at], upright=True, transform=beside)
+        if line.reference is not None and metric in line.reference.estimates:
+            _reference(axes, line.reference.estimates[metric], unit, COLOURS[at])
     if axis.log:
         axes.set_xscale("log", base=2)
     axes.autoscale_view()
@@ -124,6 +136,14 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
     axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
     if not metric.startswith("accuracy"):
         axes.set_ylim(bottom=0)
+
+
+def _reference(axes: Axes, estimate: Estimate, unit: Scale, colour: str) -> None:
+    """Draw the value without the slot across the panel, shaded where other points have a bar."""
+    axes.axhline(estimate.value / unit.factor, color=colour, linewidth=1.1, linestyle=OFF)
+    if bounds := estimate.interval or estimate.spread:
+        low, high = (bound / unit.factor for bound in bounds)
+        axes.axhspan(low, high, color=colour, alpha=0.08, linewidth=0)
 
 
 def _ticks(lines: Sequence[Series], log: bool) -> list[float]:
@@ -141,16 +161,11 @@ def _ticks(lines: Sequence[Series], log: bool) -> list[float]:
 def _series_caption(
     group: Group, metrics: Sequence[str], drawn: Sequence[Series], lines: Sequence[Series]
 ) -> str:
-    parts = ["The points of a line differ in this setting only.", INTERVALS]
-    repeats = sorted(
-        {len(e.values) for s in drawn for _, p in s.points for e in p.estimates.values()}
-    )
-    if repeats:
-        parts.append(
-            f"Repeats per point: {' to '.join(map(str, repeats[:: max(1, len(repeats) - 1)]))}."
-        )
+    shown = [point for line in drawn for _, point in line.points]
+    values = (p.estimates[each] for p in shown for each in metrics if each in p.estimates)
+    parts = ["The points of a line differ in this setting only.", intervals(values)]
     if len(lines) > len(drawn):
         parts.append(f"The {len(drawn)} longest of {len(lines)} lines are drawn.")
     if any(metric.startswith("accuracy") for metric in metrics):
         parts.append(accuracy_note(group.model))
-    return " ".join(parts)
+    return " ".join(part for part in parts if part)

@@ -83,27 +83,29 @@ def _best(group: Group, goal: str) -> str:
     allowed = [point for point in found if group.meets_limits(point)]
     if not allowed:
         return f"No point meets {within}."
-    best = min(allowed, key=lambda point: point.estimates[goal].cost)
+    best = min(allowed, key=lambda point: (point.estimates[goal].cost, _memory(group, point)))
     verb = "Fastest step" if goal == "step_seconds" else f"Best {title(goal).lower()}"
     text = (
         f"{verb}{f' within {within}' if within else ''}: {best.name} ({_facts(group, best, goal)})."
     )
     twins = [point for point in allowed if _smaller_twin(group, point, best, goal)]
     if twins:
-        twins.sort(key=lambda point: point.estimates[group.memory or ""].value)
+        twins.sort(key=lambda point: _memory(group, point))
         named = listed(f"{each.name} ({_facts(group, each, goal)})" for each in twins[:MAX_TWINS])
         text += f" Smaller and not distinguishable from it: {named}"
         text += f", and {len(twins) - MAX_TWINS} more." if len(twins) > MAX_TWINS else "."
     return text
 
 
+def _memory(group: Group, point: Point) -> float:
+    value = point.value(group.memory) if group.memory else None
+    return math.inf if value is None else value
+
+
 def _smaller_twin(group: Group, point: Point, best: Point, goal: str) -> bool:
-    name = group.memory
-    if name is None or point is best or name not in point.estimates or name not in best.estimates:
-        return False
     error = math.hypot(group.error(point, goal), group.error(best, goal))
     gap = abs(point.estimates[goal].value - best.estimates[goal].value)
-    return point.estimates[name].value < best.estimates[name].value and gap <= Z95 * error
+    return _memory(group, point) < _memory(group, best) and gap <= Z95 * error
 
 
 def _facts(group: Group, point: Point, goal: str) -> str:

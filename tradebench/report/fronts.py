@@ -19,7 +19,7 @@ from tradebench.report.tables import (
     points,
     tasks,
 )
-from tradebench.report.units import listed, show, title
+from tradebench.report.units import listed, scale, title
 from tradebench.result import Kind, canonical_json
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Objective:
         if self.limit is None:
             return ""
         sign = "≥" if self.better == "more" else "≤"
-        return f"{sign} {show(self.name, self.limit, self.unit)}"
+        unit = scale(self.name, [self.limit], self.unit)
+        return f"{sign} {self.limit / unit.factor:.4g} {unit.unit}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,8 @@ class Group:
     @property
     def title(self) -> str:
         """Kind and model, for headings."""
-        return f"{self.kind} on {model_title(self.model)}"
+        word = "on" if self.kind == "measured" else "for"
+        return f"{self.kind} {word} {model_title(self.model)}"
 
     @property
     def ok(self) -> tuple[Point, ...]:

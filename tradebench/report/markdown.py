@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tradebench.report import content
 from tradebench.report.findings import prediction_errors
+from tradebench.report.fronts import groups
 from tradebench.report.units import count, shorten
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ def text(run: Run, sections: Sequence[Section]) -> str:
     return _cut([block for block in blocks if block])
 
 
+def table(run: Run) -> str:
+    """Return the short table of the terminal, to be pasted into another page."""
+    blocks = []
+    for group in groups(run):
+        shown = content.headline(group)
+        blocks.append(_table(shown, content.rows(group, shown)))
+    return "\n\n".join(blocks)
+
+
 def escape(value: str) -> str:
     """Return the text so that Markdown shows it as it is."""
     plain = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -57,22 +67,22 @@ def _section(section: Section) -> list[str]:
         "● on the Pareto front with P ≥ 0.9; ◐ P from 0.1 to 0.9; ○ less; · not comparable. "
         "± is the half-width of the 95 % interval."
     )
-    blocks += _table(section)
+    blocks.append(_table(section.columns, section.rows))
     if section.endings:
         blocks.append("### Points that did not end well, and why")
         blocks.append("\n".join(_ending(each) for each in section.endings))
     return blocks
 
 
-def _table(section: Section) -> list[str]:
+def _table(columns: Sequence[content.Column], rows: Iterable[content.Row]) -> str:
     """Return the table as one block, with a row per point."""
-    heads = ["No.", "Front", "Point", "Status", *(column.head for column in section.columns)]
-    lines = [_line(map(escape, heads)), _line(["---"] * 4 + ["---:"] * len(section.columns))]
-    for row in section.rows:
+    heads = ["No.", "Front", "Point", "Status", *(column.head for column in columns)]
+    lines = [_line(map(escape, heads)), _line(["---"] * 4 + ["---:"] * len(columns))]
+    for row in rows:
         cells = (f"{cell.text} {cell.plus_minus}".strip() for cell in row.cells)
         name = escape(shorten(row.name, MAX_NAME))
         lines.append(_line([str(row.number), row.mark, name, row.status_text, *cells]))
-    return ["\n".join(lines)]
+    return "\n".join(lines)
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -103,12 +113,12 @@ def _predictions(sections: Sequence[Section]) -> list[str]:
 
 def _rest(run: Run, sections: Sequence[Section]) -> list[str]:
     blocks = ["## Environment"]
-    for environment in content.environments(run):
+    for place in content.places(run):
         facts = [
             f"- {part}: " + "; ".join(f"{escape(name)} {escape(fact)}" for name, fact in known)
-            for part, known in environment.parts
+            for part, known in place.parts
         ]
-        blocks.append("\n".join([f"{environment.results} made here:", "", *facts]))
+        blocks.append("\n".join([f"{place.results} made here:", "", *facts]))
     cautions = content.cautions(run, [section.group for section in sections])
     if cautions:
         blocks.append("## Warnings")

@@ -101,7 +101,7 @@ def _html(run: Run, found: Sequence[Section]) -> str:
         sections=found,
         kinds=list(dict.fromkeys(group.kind for group in shown)),
         errors=findings.prediction_errors(shown),
-        environments=content.environments(run),
+        places=content.places(run),
         cautions=content.cautions(run, shown),
         command=content.command(run),
         suite_text=str(run.header.get("suite_text") or ""),

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from tradebench import pareto
 from tradebench.report.fronts import Group, Objective
@@ -21,11 +21,11 @@ from tradebench.report.style import (
     BLACK,
     COLOURS,
     GREY,
-    INTERVALS,
     SHAPES,
     Picture,
     drawable,
     drawing,
+    intervals,
     note,
     save,
     whiskers,
@@ -97,7 +97,7 @@ def pareto_figure(group: Group, name: str, out: Path) -> Picture | None:
             name,
             out,
             title="The Pareto front",
-            caption=_pareto_caption(group, names),
+            caption=_pareto_caption(group, drawn, names),
             alt=f"Scatter plots of {names}. On the front: "
             f"{listed(p.name for p in group.labelled('front')) or 'no point'}.",
         )
@@ -113,7 +113,8 @@ def _pareto_panels(
     """Lay out one panel per pair, the key, and the names of the numbered points."""
     columns = 1 if len(pairs) == 1 else 2 if len(pairs) in (2, 4) else 3
     rows = math.ceil(len(pairs) / columns)
-    names = LINE_HEIGHT * math.ceil(len(numbered) / 2) + 0.05
+    name_columns = 1 if columns == 1 else 2
+    names = LINE_HEIGHT * math.ceil(len(numbered) / name_columns) + 0.05
     panels_height = 3.4 * rows + 0.8
     width = 3.9 * columns + (2.6 if columns == 1 else 0)
     figure = Figure(figsize=(width, panels_height + names), layout="constrained")
@@ -129,7 +130,7 @@ def _pareto_panels(
     for axes in panels[len(pairs) :]:
         axes.set_axis_off()
     top.legend(handles=_key(look), loc="outside lower center", ncols=4 if columns > 1 else 3)
-    _numbers(bottom, group, numbered)
+    _numbers(bottom, group, numbered, name_columns)
     # Only a finished layout says which pixels are free.
     figure.draw_without_rendering()
     for axes, numbers in zip(panels, texts, strict=False):
@@ -137,21 +138,26 @@ def _pareto_panels(
     return figure
 
 
-def _pareto_caption(group: Group, names: str) -> str:
+def _pareto_caption(group: Group, drawn: Sequence[Point], names: str) -> str:
     parts = [
         f"A point is on the front if no other is at least as good in all of {names} and better "
         "in one. Filled: on the front with a probability of at least 90 %, given the noise of "
         "the measurements; pale: of 10 to 90 %; hollow: less; cross: an objective is missing. Grey "
         "steps: the front of the two quantities shown. The arrows point to the better side. "
         "Numbered as in the table: what is on the front.",
-        INTERVALS,
+        intervals(
+            p.estimates[each.name]
+            for p in drawn
+            for each in group.objectives
+            if each.name in p.estimates
+        ),
     ]
     limits = [f"{title(each.name).lower()} {each.limit_text}" for each in group.limits]
     if limits:
         parts.append(f"Dashed: the limits of the suite, {listed(limits)}.")
     if _has_accuracy(group):
         parts.append(accuracy_note(group.model))
-    return " ".join(parts)
+    return " ".join(part for part in parts if part)
 
 
 def _has_accuracy(group: Group) -> bool:
@@ -216,6 +222,8 @@ def _axis(
     axis = axes.xaxis if horizontal else axes.yaxis
     if ratio > LOG_RATIO:
         (axes.set_xscale if horizontal else axes.set_yscale)("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         text += ", log"
     (axes.set_xlabel if horizontal else axes.set_ylabel)(text)
@@ -262,15 +270,15 @@ def _key(look: Encoding) -> list[Line2D]:
     ]
 
 
-def _numbers(figure: SubFigure, group: Group, numbered: Sequence[Point]) -> None:
-    """List the names of the numbered points in two columns."""
-    half = max(1, math.ceil(len(numbered) / 2))
+def _numbers(figure: SubFigure, group: Group, numbered: Sequence[Point], columns: int) -> None:
+    """List the names of the numbered points in columns."""
+    lines = max(1, math.ceil(len(numbered) / columns))
     for index, point in enumerate(numbered):
-        column, row = divmod(index, half)
+        column, row = divmod(index, lines)
         figure.text(
-            0.02 + 0.5 * column,
-            1 - (row + 0.5) / half,
-            f"{group.numbers[point.trial]}: {drawable(point.name, 52)}",
+            0.02 + column / columns,
+            1 - (row + 0.5) / lines,
+            f"{group.numbers[point.trial]}: {drawable(point.name, 68)}",
             fontsize=8.5,
             va="center",
         )

@@ -7,7 +7,7 @@ found in whatever grid was run: any numeric setting that varies while all else s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tradebench.report.fronts import Group
@@ -40,25 +40,30 @@ AXES = (
     Axis(slot="adapters", field="rank", title="Adapter rank", log=True),
     Axis(slot="checkpointing", field="ratio", title="Share of layers recomputed", off=0),
     Axis(slot="low_rank", field="rank", title="Rank of the factored weights", log=True),
-    Axis(slot="sharding", field="degree", title="Devices sharded over", off=1, log=True),
+    Axis(slot="sharding", field="degree", title="Sharding degree (devices)", off=1, log=True),
     Axis(slot="data", field="fraction", title="Share of the data used", off=1),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points along one axis, by rising setting; `name` is what they have in common."""
+    """Points along one axis, by rising setting; `name` is what they have in common.
+
+    `reference` is the point whose slot is off, where that is no value of the setting: training all
+    weights is no adapter rank, and belongs beside the curve.
+    """
 
     axis: Axis
     name: str
     points: tuple[tuple[float, Point], ...]
+    reference: Point | None = None
 
 
 def series(group: Group) -> dict[Axis, tuple[Series, ...]]:
     """Return every series of two or more points, by axis; the known axes first."""
     found: dict[Axis, list[Series]] = {BITS: _bits(group.ok), **{axis: [] for axis in AXES}}
-    for axis, members in _numeric(group.ok):
-        found.setdefault(axis, []).append(Series(axis=axis, name=_shared(members), points=members))
+    for line in _numeric(group.ok):
+        found.setdefault(line.axis, []).append(line)
     return {axis: _told_apart(lines) for axis, lines in found.items() if lines}
 
 
@@ -79,7 +84,7 @@ def bits(point: Point) -> float | None:
     return float(given) if given else QUANTIZATION_BITS.get(str(quantization.get("method")))
 
 
-def _numeric(found: Iterable[Point]) -> Iterable[tuple[Axis, tuple[tuple[float, Point], ...]]]:
+def _numeric(found: Iterable[Point]) -> Iterable[Series]:
     """Find every set of points that agree in all but one numeric field of one slot."""
     known = {(axis.slot, axis.field): axis for axis in AXES}
     by_context = {_context(point): point for point in found}
@@ -102,7 +107,13 @@ def _numeric(found: Iterable[Point]) -> Iterable[tuple[Axis, tuple[tuple[float, 
         if axis.off is not None and off is not None:
             bucket.setdefault(axis.off, off)
         if len(bucket) > 1:
-            yield axis, tuple(sorted(bucket.items(), key=lambda item: item[0]))
+            placed = tuple(sorted(bucket.items(), key=lambda item: item[0]))
+            yield Series(
+                axis=axis,
+                name=_shared(placed),
+                points=placed,
+                reference=off if axis.off is None else None,
+            )
 
 
 def _bits(found: Iterable[Point]) -> list[Series]:
@@ -214,11 +225,8 @@ def _told_apart(lines: Sequence[Series]) -> tuple[Series, ...]:
                 for knob in differing(last[id(line)], list(last.values()))
                 if not knob.startswith(own)
             ]
-            line = Series(
-                axis=line.axis,
-                name=f"{line.name} ({', '.join(knobs) or line.points[0][1].trial})",
-                points=line.points,
-            )
+            name = f"{line.name} ({', '.join(knobs) or line.points[0][1].trial})"
+            line = replace(line, name=name)
         named.append(line)
     return tuple(named)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,11 +35,6 @@ CATEGORY_COLOURS: Mapping[str, str] = {
     "temporaries": SKY,
     "other": "#999999",
 }
-INTERVALS = (
-    "Thick bar: lowest to highest repeat. "
-    "Thin bar: 95 % interval within one run (its steps or test items)."
-)
-
 MAX_NAME = 46
 STYLE: Mapping[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -113,6 +108,19 @@ def _inline(svg: str, name: str) -> str:
 def note(figure: Figure | SubFigure, text: str) -> None:
     """Set a sentence above the figure that must go wherever the figure goes."""
     figure.suptitle(drawable(text, 140), fontsize=8, color=GREY, x=0.01, ha="left")
+
+
+def intervals(estimates: Iterable[Estimate]) -> str:
+    """Return the sentences that say what the bars of `whiskers` are, as far as there are any."""
+    drawn = list(estimates)
+    parts = []
+    if repeats := max((len(each.values) for each in drawn if each.spread), default=0):
+        parts.append(
+            f"Thick bar: lowest to highest of up to {repeats} repeats; a point is their mean."
+        )
+    if any(each.interval for each in drawn):
+        parts.append("Thin bar: 95 % interval within one run, from its steps or test items.")
+    return " ".join(parts)
 
 
 def drawable(text: str, length: int = MAX_NAME) -> str:

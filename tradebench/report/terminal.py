@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tradebench.report.content import Cell, Column, columns, rows
+from tradebench.report.content import Cell, Column, headline, rows
 from tradebench.report.fronts import Group, groups
 from tradebench.report.units import count, listed, shorten, title
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 MAX_NAME = 60
 MAX_ROWS = 40
-MAX_COLUMNS = 5
 STATUS_STYLES = {"ok": "green", "skipped": "dim", "failed": "red"}
 
 
@@ -41,7 +40,7 @@ def summary(group: Group) -> str:
 
 
 def _table(group: Group) -> Table:
-    shown = _few(columns(group), group)
+    shown = headline(group)
     drawn = Table(title=group.title, title_justify="left", box=None, padding=(0, 1))
     drawn.add_column("")
     drawn.add_column("point", overflow="fold")
@@ -71,10 +70,3 @@ def _number(column: Column, cell: Cell) -> Text:
 
 def _short(head: str) -> str:
     return head.replace("Accuracy on ", "accuracy ").replace("Peak ", "").lower()
-
-
-def _few(found: tuple[Column, ...], group: Group) -> tuple[Column, ...]:
-    """Keep objectives, one memory, step time and the accuracies after training."""
-    wanted = {each.name for each in group.objectives} | {group.memory, "step_seconds"}
-    kept = [each for each in found if each.name in wanted or each.name.startswith("accuracy.")]
-    return tuple(kept[:MAX_COLUMNS])

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tradebench import store
-from tradebench.result import Result, Status
+from tradebench.result import Environment, Result, Status
 
 # The others (`killed`, and no Result at all) say nothing about the point, so it runs again.
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "diverged", "skipped", "failed", "timeout"})
@@ -32,13 +32,26 @@ class History:
                 self._count(event["trial"], event["repeat"], event["attempt"])
 
     def final(
-        self, trial: str, repeat: int, environment: str, retry: Collection[Status] = ()
+        self, trial: str, repeat: int, environment: Environment, retry: Collection[Status] = ()
     ) -> Result | None:
-        """The Result that stands for this point, if it was made in `environment`, by key."""
+        """The Result that stands for this point, if it was made in an equal environment."""
         result = self._last.get((trial, repeat))
         if result is None or result.status not in FINAL or result.status in retry:
             return None
-        return result if result.environment.key == environment else None
+        return None if self.changes(trial, repeat, environment) else result
+
+    def changes(self, trial: str, repeat: int, environment: Environment) -> tuple[str, ...]:
+        """What has changed since this point's last Result was made, such as `software.torch`."""
+        result = self._last.get((trial, repeat))
+        if result is None or result.environment.key == environment.key:
+            return ()
+        return tuple(
+            f"{group}.{name}"
+            for group in ("software", "hardware", "code")
+            for old, new in [(getattr(result.environment, group), getattr(environment, group))]
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name)
+        )
 
     def next_attempt(self, trial: str, repeat: int) -> int:
         """A number that no attempt at this point has had, and now has."""

@@ -60,6 +60,8 @@ def run(
     def local() -> Engine:
         log = directory / "logs" / "template.txt"
         preload = (*how.preload, how.program.partition(":")[0])
+        if how.isolation != "exec":
+            watcher.note("importing the libraries, once for all trials")
         made = LocalEngine(log, isolation=how.isolation, preload=preload, variables=how.variables)
         if made.fallback is not None:
             watcher.note(f"every trial starts a fresh interpreter: {made.fallback}")
@@ -176,9 +178,11 @@ class _Sweep:
         points = {trial.id: trial for trial in trials}
         known = {name: environment.of_trial(base, trial) for name, trial in points.items()}
         illegal = {name: reasons for name, trial in points.items() if (reasons := refuse(trial))}
+        changed: Counter[str] = Counter()
         for repeat in range(repeats):
             for name, trial in points.items():
-                result = self._history.final(name, repeat, known[name].key, self._options.retry)
+                changed.update(self._history.changes(name, repeat, known[name]))
+                result = self._history.final(name, repeat, known[name], self._options.retry)
                 point = _Point(trial, repeat, known[name])
                 if name in illegal:
                     if repeat == 0:
@@ -188,6 +192,8 @@ class _Sweep:
                     self._reused += 1
                 else:
                     self._queue.append(point)
+        for what, count in sorted(changed.items()):
+            self._observer.note(f"{count} stored points no longer count: {what} has changed")
 
     def _skip(self, point: _Point, reason: str, known: Result | None) -> None:
         name = point.trial.id

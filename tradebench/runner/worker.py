@@ -47,13 +47,8 @@ def main(directory: Path, beats: int, isolation: Isolation) -> NoReturn:
     job, outcome, status, reason = Job.read(directory), Outcome(), None, None
     trial = Trial.from_payload(job.trial)
     try:
-        os.set_inheritable(beats, False)
-        os.set_blocking(beats, False)
-        run = prepare(job, beats)
-        run(trial, outcome, repeat=job.repeat, directory=job.run, heartbeat=listener(beats))
-        outcome.warnings += rewritten()
+        attempt(job, trial, outcome, beats)
     except BaseException as error:  # whatever ends a trial, sys.exit included, ends as a Result
-        lift_memory_cap()
         traceback.print_exc()
         ended = verdict.of_exception(error, outcome.phase)
         status, reason = ended.status, environment.scrub(ended.reason)
@@ -61,7 +56,6 @@ def main(directory: Path, beats: int, isolation: Isolation) -> NoReturn:
             outcome.measurements["requested_bytes"] = Measurement(
                 value=ended.requested_bytes, unit="B"
             )
-    lift_memory_cap()
     result = build(job, trial, outcome, status=status or "ok", reason=reason).model_copy(
         update={
             "isolation": isolation,
@@ -75,6 +69,18 @@ def main(directory: Path, beats: int, isolation: Isolation) -> NoReturn:
         sys.stderr.flush()
     # An interpreter with torch in it takes 1.5 s to tear down, and may hang doing so.
     os._exit(0)
+
+
+def attempt(job: Job, trial: Trial, outcome: Outcome, beats: int) -> None:
+    """Run the program on the trial; `outcome` has what it brought, also if this raises."""
+    os.set_inheritable(beats, False)
+    os.set_blocking(beats, False)
+    try:
+        run = prepare(job, beats)
+        run(trial, outcome, repeat=job.repeat, directory=job.run, heartbeat=listener(beats))
+    finally:
+        lift_memory_cap()
+    outcome.warnings += rewritten()
 
 
 def prepare(job: Job, beats: int) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from tradebench.techniques.protocol import (
@@ -55,20 +55,24 @@ class Autocast(Technique):
         return replace(request, dtype=torch.float32, compute_dtype=self._dtype())
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
-        """Note in what format the first decoder layer's MLP answers, as evidence for `effect`."""
-
-        def note(module: nn.Module, inputs: object, output: Tensor) -> None:
-            dtype = str(output.dtype).removeprefix("torch.")
-            module.autocast_output = dtype  # type: ignore[assignment]  # a note
-
-        _first_mlp(model).register_forward_hook(note)
+        """Note what the output head and the first MLP answer in, as evidence for `effect`."""
+        mlp = _first_mlp(model)
+        head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]  # transformers'
+        for name, module in (("compute", head), ("activations", mlp)):
+            module.register_forward_hook(_Note(mlp, f"autocast_{name}"))
         return model
 
     def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
         """Wrap the optimizer in a gradient scaler where the format needs one."""
         if self.method != "fp16":
             return factory
-        return lambda model: ScaledOptimizer(factory(model), next(model.parameters()).device.type)
+
+        def make(model: nn.Module) -> Optimizer:
+            scaled = ScaledOptimizer(factory(model), next(model.parameters()).device.type)
+            _first_mlp(model).autocast_steps = scaled.steps  # type: ignore[assignment]  # a note
+            return scaled
+
+        return make
 
     def forward(self, device: str) -> AbstractContextManager[object]:
         """Autocast around every forward pass."""
@@ -77,14 +81,36 @@ class Autocast(Technique):
         return torch.autocast(device, dtype=self._dtype())
 
     def effect(self, model: nn.Module) -> Effect:
-        """The format that the first MLP really answered in."""
-        output = getattr(_first_mlp(model), "autocast_output", None)
+        """What the output head computed in, and the format of what the first MLP passed on.
+
+        4-bit layers pass on fp32 under autocast although they compute in 16 bits.
+        """
+        mlp = _first_mlp(model)
+        found = {
+            name: getattr(mlp, f"autocast_{name}", "nothing") for name in ("compute", "activations")
+        }
         expected = str(self._dtype()).removeprefix("torch.")
-        if output != expected:
+        if found["compute"] != expected:
             raise ContradictionError(
-                f"precision {self.method} was asked for, but the decoder computed in {output}"
+                f"precision {self.method} was asked for, but the model computed in "
+                f"{found['compute']}"
             )
-        return {"compute": output}
+        if self.method != "fp16":
+            return found
+        steps = getattr(mlp, "autocast_steps", Steps())
+        if steps.asked == 0:
+            raise ContradictionError("fp16 was asked for, but no step had scaled gradients")
+        if int(steps.taken) == 0:
+            raise ContradictionError("a gradient was infinite in every step, so none was taken")
+        return {**found, "steps": steps.asked, "skipped": steps.asked - int(steps.taken)}
+
+
+@dataclass
+class Steps:
+    """How many optimizer steps were asked for, and how many had finite gradients."""
+
+    asked: int = 0
+    taken: Tensor | int = 0
 
 
 class ScaledOptimizer:
@@ -96,6 +122,7 @@ class ScaledOptimizer:
         self.optimizer = optimizer
         self.inner = optimizer.inner
         self.scaler = torch.amp.GradScaler(device)
+        self.steps = Steps()
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of the scaled loss."""
@@ -105,6 +132,9 @@ class ScaledOptimizer:
         """Step on unscaled gradients; a step with an infinite gradient is left out."""
         self.scaler.step(self.inner)
         self.scaler.update()
+        self.steps.asked += 1
+        # The optimizer counts on the device; it is read once, when training is over.
+        self.steps.taken = next((state["step"] for state in self.inner.state.values()), 0)
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -117,6 +147,17 @@ class ScaledOptimizer:
     def state_tensors(self) -> Iterator[Tensor]:
         """The states of the optimizer; the scaler's own two scalars are left out."""
         return self.optimizer.state_tensors()
+
+
+class _Note:
+    """A forward hook that writes the format of a module's output onto `place`."""
+
+    def __init__(self, place: nn.Module, name: str) -> None:
+        self.place = place
+        self.name = name
+
+    def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        setattr(self.place, self.name, str(output.dtype).removeprefix("torch."))
 
 
 def _first_mlp(model: nn.Module) -> nn.Module:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
 from tradebench.techniques.targets import decoder_linears, replace_linears
 
@@ -27,7 +29,7 @@ class FourBit(Technique):
     cite = "Dettmers et al. 2023, arXiv:2305.14314 (QLoRA); bitsandbytes"
 
     method: Literal["nf4", "fp4"]
-    double: bool = False
+    double: bool = Field(False, description="quantize the scales as well")
 
     @property
     def label(self) -> str:
@@ -40,6 +42,15 @@ class FourBit(Technique):
             return [
                 f"{self.method} weights are packed integers and take no gradient; "
                 "add an adapter such as lora"
+            ]
+        return []
+
+    def cautions(self, trial: Trial) -> list[str]:
+        """These layers answer in the format of their input, whatever they compute in."""
+        if trial.method("precision") in ("bf16_autocast", "fp16"):
+            return [
+                f"{self.method} layers answer in the format of their input: under autocast "
+                "activations stay in fp32, with precision bf16 they do not"
             ]
         return []
 
@@ -99,7 +110,7 @@ class FourBit(Technique):
 
         layers = [module for _, module in decoder_linears(model)]
         packed = [module for module in layers if isinstance(module, Linear4bit)]
-        if len(packed) < len(layers):
+        if not layers or len(packed) < len(layers):
             raise ContradictionError(
                 f"{self.method} was asked for, but {len(layers) - len(packed)} of {len(layers)} "
                 "linear layers are still dense"

@@ -85,7 +85,7 @@ class Int8(Technique):
             for module in layers
             if isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8
         ]
-        if len(packed) < len(layers):
+        if not layers or len(packed) < len(layers):
             raise ContradictionError(
                 f"int8 was asked for, but {len(layers) - len(packed)} of {len(layers)} linear "
                 "layers are still dense"

@@ -47,18 +47,15 @@ class Checkpointing(Technique):
         chosen = self.recomputed(len(layers))
         for index, layer in enumerate(layers):
             layer.gradient_checkpointing = index in chosen  # type: ignore[assignment]  # a flag
-            attention = layer.get_submodule("self_attn")
-            attention.recomputations = 0  # type: ignore[assignment]  # a counter
-            # transformers checkpoints a layer's forward and leaves its hooks outside, so the count
-            # is taken one level down.
-            attention.register_forward_pre_hook(_count_recomputation)
+            part = _first_part(layer)
+            part.recomputations = 0  # type: ignore[assignment]  # a counter
+            part.register_forward_pre_hook(_count_recomputation)
         return model
 
     def effect(self, model: nn.Module) -> Effect:
         """Count the layers that really ran forward again inside a backward pass."""
         layers = decoder_layers(model)
-        attentions = [layer.get_submodule("self_attn") for layer in layers]
-        counts = [int(getattr(attention, "recomputations", 0)) for attention in attentions]
+        counts = [int(getattr(_first_part(layer), "recomputations", 0)) for layer in layers]
         found = {index for index, count in enumerate(counts) if count}
         if found != self.recomputed(len(layers)):
             raise ContradictionError(
@@ -66,6 +63,14 @@ class Checkpointing(Technique):
                 f"{len(layers)} were recomputed"
             )
         return {"layers": len(found), "recomputations": sum(counts)}
+
+
+def _first_part(layer: nn.Module) -> nn.Module:
+    """Where recomputations of a layer are counted: its attention, or what else comes first.
+
+    transformers checkpoints a layer's forward and leaves the layer's own hooks outside.
+    """
+    return next(layer.children())
 
 
 def _count_recomputation(module: nn.Module, inputs: object) -> None:

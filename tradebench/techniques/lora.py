@@ -6,6 +6,7 @@ the square root of the rank, DoRA trains direction and magnitude apart.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -72,7 +73,10 @@ class Lora(Technique):
         """Fold the adapters into the base, where that was asked for."""
         if not self.merge:
             return model
-        merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]  # peft's method
+        with warnings.catch_warnings():
+            # That merging rounds is among the cautions, before the trial runs.
+            warnings.filterwarnings("ignore", "Merge lora module to .*-bit linear")
+            merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]  # peft's method
         return merged
 
     def effect(self, model: nn.Module) -> Effect:

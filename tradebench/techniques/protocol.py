@@ -145,6 +145,29 @@ class Technique(BaseModel):
         """The hooks that this class overrides, in the order they are called."""
         return tuple(hook for hook in HOOKS if getattr(cls, hook) is not getattr(Technique, hook))
 
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return inspect.getdoc(cls).splitlines()[0]  # type: ignore[union-attr]  # a test holds it
+
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """Everything that the catalogue says about this technique, as JSON."""
+        return {
+            "slot": cls.slot,
+            "methods": list(cls.methods()),
+            "settings": {
+                name: field.description or ""
+                for name, field in cls.model_fields.items()
+                if name != "method"
+            },
+            "stage": cls.stage.name.lower(),
+            "exact": cls.exact,
+            "touches": list(cls.touches()),
+            "cite": cls.cite,
+            "summary": cls.summary(),
+        }
+
     def settings(self) -> dict[str, Any]:
         """The fields as JSON, `method` first."""
         return self.model_dump(mode="json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tradebench.result import CATEGORIES
+
+
+@dataclass
+class _Storage:
+    """A living storage; `born` counts the storages seen until it was made, itself included."""
+
+    size: int
+    category: str
+    born: int
 
 
 class Tracker(TorchDispatchMode):
@@ -33,8 +43,10 @@ class Tracker(TorchDispatchMode):
         self.bytes = dict.fromkeys(CATEGORIES, 0)
         self.total = 0
         self.peak = 0
-        self.at_peak: Mapping[str, int] = dict(self.bytes)
-        self._known: dict[int, tuple[int, str]] = {}
+        self.at_peak = dict(self.bytes)
+        self._known: dict[int, _Storage] = {}
+        self._born = 0  # storages seen so far
+        self._born_at_peak = 0
 
     def __torch_dispatch__(
         self,
@@ -61,24 +73,33 @@ class Tracker(TorchDispatchMode):
             self.category = before
 
     def label(self, tensors: Iterable[Tensor], category: str) -> None:
-        """Say what these tensors are, seen before or not."""
+        """Say what these tensors are and, if they were part of the peak, were there."""
         for tensor in tensors:
             self._see(tensor)
-            key = tensor.untyped_storage()._cdata
-            if key in self._known:
-                size, old = self._known[key]
-                self._known[key] = (size, category)
-                self.bytes[old] -= size
-                self.bytes[category] += size
+            known = self._known.get(tensor.untyped_storage()._cdata)
+            if known is not None and known.category != category:
+                self._move(self.bytes, known, category)
+                if known.born <= self._born_at_peak:
+                    self._move(self.at_peak, known, category)
+                known.category = category
+
+    @staticmethod
+    def _move(count: dict[str, int], storage: _Storage, category: str) -> None:
+        count[storage.category] -= storage.size
+        count[category] += storage.size
 
     def label_all(self, category: str) -> None:
         """Say that everything alive is of one category."""
-        self._known = {key: (size, category) for key, (size, _) in self._known.items()}
+        for storage in self._known.values():
+            storage.category = category
         self.bytes = dict.fromkeys(CATEGORIES, 0) | {category: self.total}
 
     def reset_peak(self) -> None:
         """Start a new phase: its peak is at least what is alive now."""
-        self.peak, self.at_peak = self.total, dict(self.bytes)
+        self._keep_peak()
+
+    def _keep_peak(self) -> None:
+        self.peak, self.at_peak, self._born_at_peak = self.total, dict(self.bytes), self._born
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.device.type != self.device:
@@ -87,21 +108,20 @@ class Tracker(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         known = self._known.get(key)
         if known is None:
-            category = self.category()
-            self._known[key] = (size, category)
+            self._born += 1
+            self._known[key] = known = _Storage(0, self.category(), self._born)
             weakref.finalize(storage, self._forget, key).atexit = False
-            self._grow(size, category)
-        elif known[0] != size:  # a storage that was resized in place
-            self._known[key] = (size, known[1])
-            self._grow(size - known[0], known[1])
+        if known.size != size:  # new, or resized in place
+            grown, known.size = size - known.size, size
+            self._grow(grown, known.category)
 
     def _grow(self, size: int, category: str) -> None:
         self.bytes[category] += size
         self.total += size
         if self.total > self.peak:
-            self.peak, self.at_peak = self.total, dict(self.bytes)
+            self._keep_peak()
 
     def _forget(self, key: int) -> None:
-        size, category = self._known.pop(key)
-        self.bytes[category] -= size
-        self.total -= size
+        storage = self._known.pop(key)
+        self.bytes[storage.category] -= storage.size
+        self.total -= storage.size

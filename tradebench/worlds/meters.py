@@ -25,6 +25,11 @@ from tradebench.worlds.process import (
 )
 from tradebench.worlds.profiler import Profiler
 
+THREADED_LOADING = "HF_DEACTIVATE_ASYNC_LOAD"
+# How far the profiler may be from the tracker: small models have small tensors, but the buffers
+# that kernels keep to themselves do not shrink with them.
+AGREEMENT, AGREEMENT_BYTES = 0.0005, 64 * 1024
+
 Part = Literal["forward", "backward", "optimizer"]
 
 
@@ -64,12 +69,15 @@ class MemoryMeter:
     def running(self) -> Iterator[None]:
         """Count everything that happens inside."""
         # transformers copies weights in a thread pool; a dispatch mode sees its own thread only.
-        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+        before = os.environ.get(THREADED_LOADING)
+        os.environ[THREADED_LOADING] = "1"
         try:
             with self.profiler or nullcontext(), self.tracker:
                 yield
         finally:
-            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+            del os.environ[THREADED_LOADING]
+            if before is not None:
+                os.environ[THREADED_LOADING] = before
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -82,7 +90,7 @@ class MemoryMeter:
         finally:
             self.peaks[name] = self.tracker.peak
             if name == "train":
-                self.categories = self.tracker.at_peak
+                self.categories = dict(self.tracker.at_peak)
         if name in ("load", "compress"):
             gc.collect()
             self.tracker.label_all("weights")
@@ -133,6 +141,18 @@ class MemoryMeter:
         if self.profiler and "train" in self.peaks:
             found["peak_profiler_bytes"] = Measurement(value=self.profiler.peak("train"), unit="B")
         return found
+
+    def disagreements(self) -> list[str]:
+        """A sentence where the profiler's reading of the training peak is another one."""
+        if self.profiler is None:
+            return []
+        counted, seen = self.peaks["train"], self.profiler.peak("train")
+        if abs(seen - counted) <= max(AGREEMENT * counted, AGREEMENT_BYTES):
+            return []
+        return [
+            f"torch's profiler saw a training peak of {seen} bytes where operations returned "
+            f"{counted}: peak_tensor_bytes may miss what a kernel holds inside"
+        ]
 
 
 class Clock:

@@ -36,20 +36,23 @@ class Profiler:
     def peak(self, name: str) -> int:
         """The largest number of bytes allocated at any moment of the window.
 
-        The count starts with the process: everything that was allocated before the profiler was
-        opened is part of it.
+        torch counts from the start of the process; what was there when the profiler was opened is
+        taken off.
         """
         if self._events is None:
             recorded: Any = self._profile.profiler
             self._events = list(_walk(recorded.kineto_results.experimental_event_tree()))
         window = next(event for event in self._events if event.name == f"tradebench.{name}")
         kind = torch._C._profiler._EventType.Allocation
-        return max(  # type: ignore[no-any-return]  # events come from C++
+        changes = [event for event in self._events if event.tag == kind]
+        first = min(changes, key=lambda event: event.start_time_ns).extra_fields
+        before: int = first.total_allocated - first.alloc_size
+        highest: int = max(
             event.extra_fields.total_allocated
-            for event in self._events
-            if event.tag == kind
-            and window.start_time_ns <= event.start_time_ns <= window.end_time_ns
+            for event in changes
+            if window.start_time_ns <= event.start_time_ns <= window.end_time_ns
         )
+        return highest - before
 
 
 def _walk(events: Iterable[Any]) -> Iterator[Any]:
