@@ -3,7 +3,9 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,6 +119,66 @@ def test_home_and_host_are_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setenv("HOME", "/")
     assert environment.scrub("/data/x") == "/data/x"
+
+
+class NVMLError(Exception):
+    """Stands for pynvml's."""
+
+
+class LibraryNotFound(NVMLError):  # noqa: N818 - named as in NVML
+    """No driver is installed."""
+
+
+class NotSupported(NVMLError):  # noqa: N818 - named as in NVML
+    """The GPU cannot do this."""
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A machine with one H200, as NVML tells of it."""
+
+    def no_mig(handle: int) -> list[int]:
+        raise NotSupported
+
+    fake = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVMLError_LibraryNotFound=LibraryNotFound,
+        NVMLError_NotSupported=NotSupported,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlSystemGetDriverVersion=lambda: "580.1",
+        nvmlDeviceGetMigMode=no_mig,
+        nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),
+        nvmlDeviceGetName=lambda handle: "NVIDIA H200",
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=150 * 2**30),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    environment._gpus.cache_clear()
+    yield fake
+    environment._gpus.cache_clear()
+
+
+def test_gpus_are_described_by_nvml(nvml: SimpleNamespace) -> None:
+    found = environment.capture()
+
+    gpu = {"name": "NVIDIA H200", "memory_bytes": 150 * 2**30, "compute_capability": "9.0"}
+    assert found.hardware["gpus"] == [{**gpu, "mig": None}]
+    assert found.software["nvidia_driver"] == "580.1"
+
+
+def test_no_driver_means_no_gpu_and_a_broken_one_is_missing(nvml: SimpleNamespace) -> None:
+    def fail(error: type[Exception]) -> None:
+        raise error("driver mismatch")
+
+    nvml.nvmlInit = lambda: fail(LibraryNotFound)
+    assert environment.capture().hardware["gpus"] == []
+    environment._gpus.cache_clear()
+    nvml.nvmlInit = lambda: fail(NVMLError)
+    found = environment.capture()
+    assert found.hardware["gpus"] is None
+    assert found.missing["gpus"] == "RuntimeError: NVML: driver mismatch"
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,15 @@ def test_an_attempt_that_was_started_and_never_ended_keeps_its_number(directory:
     assert history.next_attempt("t", 1) == 0
 
 
+def test_ctrl_c_while_the_engine_starts_ends_the_sweep(directory: Path) -> None:
+    def impatient() -> ScriptedEngine:
+        raise KeyboardInterrupt
+
+    summary = run([trial("a")], directory=directory, suite="s", engine=impatient)
+
+    assert (summary.interrupted, summary.results) == (True, ())
+
+
 def test_two_sweeps_in_one_directory_are_refused(sweep: Go, directory: Path) -> None:
     with store.lock(directory), pytest.raises(UserError, match="another tradebench is at work"):
         sweep(ScriptedEngine(), "a")

@@ -118,6 +118,11 @@ def family(directory: Path, detail: str) -> None:
     time.sleep(float(detail or 0))
 
 
+def has_lock(directory: Path, detail: str) -> None:
+    if not list(directory.glob("work/cache/extensions/*/lock")):
+        raise FileNotFoundError("no lock")
+
+
 def kill_watchers(directory: Path, detail: str) -> None:
     """Take away the template, then the guard: nobody is left to end this process."""
     kill_template(directory, detail)
@@ -144,4 +149,5 @@ PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "kill_guard": kill_guard,
     "kill_template": kill_template,
     "kill_watchers": kill_watchers,
+    "has_lock": has_lock,
 }

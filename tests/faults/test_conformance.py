@@ -115,6 +115,15 @@ def test_a_template_that_dies_costs_no_trial(sweep: Sweep) -> None:
     assert statuses == [("kill_template", "ok"), ("ok", "ok")]
 
 
+def test_a_lock_that_a_killed_compiler_left_is_removed(sweep: Sweep) -> None:
+    stale = sweep.directory / "work" / "cache" / "extensions" / "some_kernel" / "lock"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    sweep.run("has_lock")
+
+    assert sweep.results()["has_lock"].reason == "while training: FileNotFoundError: no lock"
+
+
 def test_the_log_of_an_attempt_holds_what_it_printed(sweep: Sweep) -> None:
     sweep.run("raises")
 

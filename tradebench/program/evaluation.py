@@ -147,8 +147,9 @@ class Evaluator:
         """One batch of each kind of request at its longest, for the memory it needs.
 
         Likelihoods take two forward passes over the longest item and the log-softmax that lm-eval
-        takes of it, because the first is still there when the second is made. Generation is bounded from above by reading the longest prompt together with
-        everything it may generate at once, and one more token from the cache.
+        takes of it, because the first is still there when the second is made. Generation is bounded
+        from above by reading the longest prompt together with everything it may generate at once,
+        and one more token from the cache.
         """
         device = next(model.parameters()).device
         with (

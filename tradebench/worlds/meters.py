@@ -63,6 +63,7 @@ class MemoryMeter:
         self.tracker = Tracker(device)
         self.profiler = Profiler() if device == "cpu" else None
         self.peaks: dict[str, int] = {}
+        self.start = 0  # bytes at the beginning of training
         self.categories: Mapping[str, int] = {}
 
     @contextmanager
@@ -83,6 +84,8 @@ class MemoryMeter:
     def phase(self, name: Phase) -> Iterator[None]:
         """Keep the peak of this phase; what a preparing phase leaves behind are the weights."""
         self.tracker.reset_peak()
+        if name == "train":
+            self.start = self.tracker.total
         mark = self.profiler.window(name) if self.profiler else nullcontext()
         try:
             with mark, self.tracker.labelled("activations" if "evaluate" in name else "other"):
@@ -139,14 +142,15 @@ class MemoryMeter:
             if self.categories
         }
         if self.profiler and "train" in self.peaks:
-            found["peak_profiler_bytes"] = Measurement(value=self.profiler.peak("train"), unit="B")
+            seen = self.start + self.profiler.growth("train")
+            found["peak_profiler_bytes"] = Measurement(value=seen, unit="B")
         return found
 
     def disagreements(self) -> list[str]:
         """A sentence where the profiler's reading of the training peak is another one."""
         if self.profiler is None:
             return []
-        counted, seen = self.peaks["train"], self.profiler.peak("train")
+        counted, seen = self.peaks["train"], self.start + self.profiler.growth("train")
         if abs(seen - counted) <= max(AGREEMENT * counted, AGREEMENT_BYTES):
             return []
         return [

@@ -33,26 +33,26 @@ class Profiler:
         with record_function(f"tradebench.{name}"):
             yield
 
-    def peak(self, name: str) -> int:
-        """The largest number of bytes allocated at any moment of the window.
+    def growth(self, name: str) -> int:
+        """How far the allocated bytes rose within a window above what they were at its start.
 
-        torch counts from the start of the process; what was there when the profiler was opened is
-        taken off.
+        Only growth is comparable: torch counts from the start of the process, and weights that are
+        mapped from a file never pass through its allocator.
         """
         if self._events is None:
             recorded: Any = self._profile.profiler
-            self._events = list(_walk(recorded.kineto_results.experimental_event_tree()))
+            events = _walk(recorded.kineto_results.experimental_event_tree())
+            self._events = sorted(events, key=lambda event: event.start_time_ns)
         window = next(event for event in self._events if event.name == f"tradebench.{name}")
         kind = torch._C._profiler._EventType.Allocation
-        changes = [event for event in self._events if event.tag == kind]
-        first = min(changes, key=lambda event: event.start_time_ns).extra_fields
-        before: int = first.total_allocated - first.alloc_size
-        highest: int = max(
-            event.extra_fields.total_allocated
-            for event in changes
-            if window.start_time_ns <= event.start_time_ns <= window.end_time_ns
-        )
-        return highest - before
+        inside = [
+            event.extra_fields
+            for event in self._events
+            if event.tag == kind
+            and window.start_time_ns <= event.start_time_ns <= window.end_time_ns
+        ]
+        start: int = inside[0].total_allocated - inside[0].alloc_size
+        return max(change.total_allocated for change in inside) - start
 
 
 def _walk(events: Iterable[Any]) -> Iterator[Any]:
