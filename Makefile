@@ -38,10 +38,10 @@ lint: $(VENV)/.tested
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m 'not slow and not gpu'
+	$(BIN)/pytest -m 'not slow and not gpu' --numprocesses 2 --dist loadfile
 
 test-all: $(VENV)/.tested
-	$(BIN)/pytest -m 'slow and not gpu'
+	$(BIN)/pytest -m 'slow and not gpu' --numprocesses 2 --dist loadfile
 
 format: $(VENV)/.tested
 	$(BIN)/ruff format .

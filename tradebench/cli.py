@@ -142,10 +142,13 @@ def run(
     if dry_run:
         _print_points(loaded, form)
         return
-    directory = _run_directory(loaded, out, resume)
+    header = _header(loaded)
+    newest = store.latest(out, loaded.name) if resume else None
+    directory = newest or store.create_run(out, loaded.name, header)
     summary = _sweep(
         loaded,
         directory,
+        header,
         {"isolation": isolation.value, "memory_cap": cap, "threads": threads},
         [status.value for status in retry or []],
     )
@@ -171,11 +174,11 @@ def _size(text: str) -> int:
         raise UserError(f"--memory-cap: {error}") from None
 
 
-def _run_directory(suite: Suite, out: Path, resume: bool) -> Path:
-    """The newest run of the suite, brought up to the suite as it is now, or a new one."""
-    from tradebench import environment, store
+def _header(suite: Suite) -> dict[str, Any]:
+    """What a run says about the suite that it came from."""
+    from tradebench import environment
 
-    header = {
+    return {
         "question": suite.question,
         "suite_text": suite.text,
         "objectives": list(suite.objectives),
@@ -183,15 +186,14 @@ def _run_directory(suite: Suite, out: Path, resume: bool) -> Path:
         "argv": [environment.scrub(word) for word in ("tradebench", *sys.argv[1:])],
         "environment": environment.capture().model_dump(mode="json"),
     }
-    newest = store.latest(out, suite.name) if resume else None
-    if newest is None:
-        return store.create_run(out, suite.name, header)
-    store.write_json(newest / store.HEADER, {**store.load(newest).header, **header})
-    return newest
 
 
 def _sweep(
-    suite: Suite, directory: Path, settings: Mapping[str, Any], retry: Sequence[str]
+    suite: Suite,
+    directory: Path,
+    header: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    retry: Sequence[str],
 ) -> Summary:
     from tradebench.runner.options import Options
     from tradebench.runner.progress import Progress
@@ -208,7 +210,8 @@ def _sweep(
             suite.trials(),
             directory=directory,
             suite=suite.name,
-            repeats=1,
+            repeats=suite.repeats_of,
+            header=header,
             options=options,
             observer=progress,
         )

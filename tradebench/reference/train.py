@@ -20,7 +20,7 @@ Progress = Callable[[int, int, float], None]
 class Recipe:
     """How the checkpoint is trained; the defaults made the frozen one."""
 
-    steps: int = 4800
+    steps: int = 2000
     batch: int = 48
     """rows per step"""
     length: int = 64

@@ -17,12 +17,9 @@ from tradebench.runner.job import Isolation, Job
 
 # Read when an interpreter or a library starts, so they must be set before the template does.
 # One OpenMP thread: a pool that exists before a fork hangs after it; a worker sets its own number.
-# malloc: blocks above 64 KiB go back to the system when freed, so that host memory means something.
 # NVML: asking whether CUDA is there must not initialise it.
 _VARIABLES = {
     "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,17 @@ def run(
     *,
     directory: Path,
     suite: str,
-    repeats: int = 1,
+    repeats: int | Callable[[Trial], int] = 1,
+    header: Mapping[str, Any] | None = None,
     options: Options | None = None,
     observer: Observer | None = None,
     refuse: Callable[[Trial], Sequence[str]] = Trial.conflicts,
     engine: Callable[[], Engine] | None = None,
 ) -> Summary:
     """Bring every point of a sweep to a Result in the run directory, which `create_run` has made.
+
+    `repeats` is a number for all points or a function of the point. `header` replaces keys of the
+    run's header, so that a resumed run says what the suite says now.
 
     Points that have a final Result there are not run again. A point for which `refuse` gives
     reasons ends as `skipped` with all of them. After Ctrl-C the running trial is ended, and what
@@ -69,14 +73,16 @@ def run(
 
     with contextlib.ExitStack() as held:
         held.enter_context(store.lock(directory))
+        kept = {**store.load(directory).header, **(header or {})}
+        store.write_json(directory / store.HEADER, kept)
         history = History(directory)
         results = held.enter_context(store.Appender(directory / "trials.local.jsonl"))
         events = held.enter_context(store.Appender(directory / "events.local.jsonl"))
         sweep = _Sweep(suite, how, watcher, history, results, events)
-        summary = sweep.run(trials, repeats, refuse, engine or local)
-        header = store.load(directory).header
+        times = repeats if callable(repeats) else lambda trial: repeats
+        summary = sweep.run(trials, times, refuse, engine or local)
         ended = None if summary.interrupted else store.timestamp()
-        store.write_json(directory / store.HEADER, {**header, "ended": ended})
+        store.write_json(directory / store.HEADER, {**kept, "ended": ended})
         watcher.run_finished(summary)
         return summary
 
@@ -133,7 +139,7 @@ class _Sweep:
     def run(
         self,
         trials: Sequence[Trial],
-        repeats: int,
+        repeats: Callable[[Trial], int],
         refuse: Callable[[Trial], Sequence[str]],
         engine: Callable[[], Engine],
     ) -> Summary:
@@ -168,7 +174,10 @@ class _Sweep:
         self._history.clear_work()
 
     def _plan(
-        self, trials: Sequence[Trial], repeats: int, refuse: Callable[[Trial], Sequence[str]]
+        self,
+        trials: Sequence[Trial],
+        repeats: Callable[[Trial], int],
+        refuse: Callable[[Trial], Sequence[str]],
     ) -> None:
         """Queue every point that has no final Result yet.
 
@@ -179,8 +188,11 @@ class _Sweep:
         known = {name: environment.of_trial(base, trial) for name, trial in points.items()}
         illegal = {name: reasons for name, trial in points.items() if (reasons := refuse(trial))}
         changed: Counter[str] = Counter()
-        for repeat in range(repeats):
+        times = {name: repeats(trial) for name, trial in points.items()}
+        for repeat in range(max(times.values(), default=0)):
             for name, trial in points.items():
+                if repeat >= times[name]:
+                    continue
                 changed.update(self._history.changes(name, repeat, known[name]))
                 result = self._history.final(name, repeat, known[name], self._options.retry)
                 point = _Point(trial, repeat, known[name])
