@@ -48,7 +48,7 @@ format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .
 
 benchmarks: $(VENV)/.tested
-	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only
+	$(BIN)/pytest tests/benchmarks --benchmark-only
 
 examples: $(VENV)/.installed
 	$(BIN)/tradebench run suites/quickstart-full.yaml --out results

@@ -6,7 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,7 @@ def test_a_missing_file_is_refused(tokenizer: Any) -> None:
 
 
 def test_data_without_any_answer_in_reach_is_refused(load: Rows) -> None:
-    with pytest.raises(UserError, match="has an answer within 4 tokens: raise budget.sequence"):
+    with pytest.raises(UserError, match=r"has an answer within 4 tokens: raise budget\.sequence"):
         load({"prompt": "w1 w2 w3 w4 w5", "answer": "w6"}, sequence=4)
 
 
@@ -235,7 +235,7 @@ def test_messages_without_a_chat_template_are_refused(tiny_model_path: str, tmp_
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": [turn("user", "w1")]}))
 
-    with pytest.raises(UserError, match="rows.jsonl:1: the model's tokenizer has no chat template"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: the model's tokenizer has no chat"):
         load_examples(Budget(data=FileData(file=str(file))), tokenizer, 256)
 
 
@@ -273,7 +273,7 @@ def test_a_hub_data_set_out_of_reach_is_refused_in_one_line(tokenizer: Any) -> N
 
 
 def test_words_for_a_model_without_a_tokenizer_are_refused() -> None:
-    with pytest.raises(UserError, match="set budget.data to random"):
+    with pytest.raises(UserError, match=r"set budget\.data to random"):
         load_examples(Budget(data="reference"), None, 256)
 
 
@@ -310,17 +310,17 @@ def drawn(count: int, seed: int, batch: int = 2) -> list[list[int]]:
 def test_every_epoch_covers_every_example_once() -> None:
     epochs = [drawn(6, seed=0)[:3], drawn(6, seed=0)[3:]]
 
-    assert [sorted(sum(epoch, [])) for epoch in epochs] == [[1, 2, 3, 4, 5, 6]] * 2
+    assert [sorted(chain.from_iterable(epoch)) for epoch in epochs] == [[1, 2, 3, 4, 5, 6]] * 2
 
 
 def test_every_epoch_is_shuffled_anew() -> None:
-    order = sum(drawn(6, seed=0), [])
+    order = list(chain.from_iterable(drawn(6, seed=0)))
 
     assert order[:6] != order[6:]
 
 
 def test_a_batch_that_does_not_divide_the_data_loses_no_example() -> None:
-    counted = Counter(sum(drawn(6, seed=0, batch=4), []))
+    counted = Counter(chain.from_iterable(drawn(6, seed=0, batch=4)))
 
     assert set(counted.values()) == {4}
 

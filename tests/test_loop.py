@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,9 +27,12 @@ from tradebench.result import DivergedError
 from tradebench.techniques import Technique
 from tradebench.techniques.chunked_loss import ChunkedLoss
 from tradebench.techniques.magnitude import Magnitude
-from tradebench.techniques.protocol import IGNORED, Batch
+from tradebench.techniques.protocol import IGNORED
 from tradebench.trial import Budget, Trial
 from tradebench.worlds.meters import Clock
+
+if TYPE_CHECKING:
+    from tradebench.techniques.protocol import Batch
 
 Make = Callable[..., Trial]
 Compress = Callable[[Trial], nn.Module]
@@ -86,12 +89,12 @@ def test_the_gradient_is_that_of_the_mean_over_answer_tokens_computed_by_hand(
             -logits[place - 1, label] for place, label in enumerate(one.labels) if label != IGNORED
         ]
     expected = torch.stack(losses).mean()
-    expected.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    expected.backward()
     by_hand = gradients(model)
     model.zero_grad()
     loss, found = accumulated(model, [collate(UNEVEN[:1], 0, "cpu"), collate(UNEVEN[1:], 0, "cpu")])
 
-    assert loss == pytest.approx(float(expected), rel=1e-6)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
     torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-7)
 
 
@@ -110,7 +113,7 @@ def test_padding_without_a_mask_gives_what_a_mask_gives(model: nn.Module) -> Non
     masked = nn.functional.cross_entropy(
         logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED
     )
-    masked.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    masked.backward()
 
     torch.testing.assert_close(found, gradients(model), rtol=1e-4, atol=1e-7)
 

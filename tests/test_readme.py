@@ -44,7 +44,9 @@ def test_every_command_works_in_the_order_it_is_shown(checkout: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("match", GENERATED.finditer(README), ids=lambda match: match["command"])
+@pytest.mark.parametrize(
+    "match", list(GENERATED.finditer(README)), ids=lambda match: match["command"]
+)
 def test_tables_are_what_their_command_prints(match: "re.Match[str]") -> None:
     printed = tradebench(shlex.split(match["command"]), ROOT).stdout
 

@@ -115,7 +115,7 @@ def _config(model: Model) -> Any:
         return AutoConfig.from_pretrained(
             source(model), revision=model.revision or "main", trust_remote_code=False
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a kind that transformers does not know
         raise UserError(f"cannot load model {model.name}: {_first_line(error)}") from error
 
 

@@ -52,7 +52,8 @@ class Profiler:
             and window.start_time_ns <= event.start_time_ns <= window.end_time_ns
         ]
         start: int = inside[0].total_allocated - inside[0].alloc_size
-        return max(change.total_allocated for change in inside) - start
+        highest: int = max(change.total_allocated for change in inside)
+        return highest - start
 
 
 def _walk(events: Iterable[Any]) -> Iterator[Any]:
