@@ -175,7 +175,9 @@ def test_missing_training_data_fails_the_point_with_one_sentence(
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": \n')
     file = tmp_path / "small.yaml"
     file.write_text(
-        "model: reference\nbudget: {steps: 2, warmup: 0, data: {file: rows.jsonl}}\ngrid: {precision: bf16}\n"
+        "model: reference\n"
+        "budget: {steps: 2, warmup: 0, data: {file: rows.jsonl}}\n"
+        "grid: {precision: bf16}\n"
     )
 
     done = tradebench("run", file, "--format", "json")

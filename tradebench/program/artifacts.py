@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tradebench import reference
 from tradebench.program.evaluation import Scores
 from tradebench.result import Measurement, digest
 from tradebench.techniques import Stage
@@ -29,7 +34,7 @@ class SharedScores:
     """The evaluation of a compressed model before training, made once for all who share it.
 
     Trials share it when everything up to quantization is equal: model, evaluation, techniques and
-    their code, and the libraries that score.
+    their code, this program's code, the reference model, the libraries and the device.
     """
 
     def __init__(self, directory: Path, trial: Trial) -> None:
@@ -42,6 +47,8 @@ class SharedScores:
                 "libraries": [
                     version(name) for name in ("torch", "transformers", "lm_eval", "bitsandbytes")
                 ],
+                "sources": _sources(),
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             }
         )
         self.directory = directory
@@ -64,6 +71,13 @@ class SharedScores:
             name: value.model_dump(mode="json") for name, value in scores.measurements.items()
         }
         _write(self.path, json.dumps({"measurements": measurements, "items": items}).encode())
+
+
+@cache
+def _sources() -> str:
+    """A digest of the code that scores and of the files that the reference model consists of."""
+    files = [*sorted(Path(__file__).parent.glob("*.py")), reference.ROOT / reference.CHECKSUMS]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

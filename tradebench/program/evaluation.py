@@ -38,6 +38,7 @@ from tradebench.trial import Evaluate
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+HASH_DIGITS = 12
 Z95 = NormalDist().inv_cdf(0.975)
 GENERATED = 256  # tokens, where a task sets no limit: lm-eval's own
 LIKELIHOODS = ("loglikelihood", "multiple_choice", "loglikelihood_rolling")
@@ -277,8 +278,9 @@ def _items(name: str, task: Any, samples: Sequence[Mapping[str, Any]]) -> list[d
             {
                 "task": name,
                 "doc_id": sample["doc_id"],
-                "doc_hash": sample["doc_hash"],
-                "target_hash": sample["target_hash"],
+                # Enough digits to pair items by; whole digests would fill the disk.
+                "doc_hash": sample["doc_hash"][:HASH_DIGITS],
+                "target_hash": sample["target_hash"][:HASH_DIGITS],
                 "metrics": {},
                 "nll": _answer_nll(task, sample),
             },
