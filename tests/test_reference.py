@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tradebench.reference.documents import KINDS
 from tradebench.reference.items import (
     ANSWERED,
     COUNTS,
+    GUILDS,
     KIND,
     corpus,
     finetune_rows,
@@ -255,12 +257,18 @@ def test_the_fine_tuning_rows_hold_every_guild_item(
         assert answers[item["prompt"]] == item["choices"][item["gold"]]
 
 
+def test_new_facts_are_as_common_as_declared() -> None:
+    new = {prompt for prompt, _ in guild_facts(WORLD)}
+    often = Counter(row["prompt"] for row in finetune_rows(WORLD) if row["prompt"] in new)
+    assert Counter(often.values()) == {times: facts for facts, times in GUILDS}
+
+
 def test_replayed_questions_leave_the_held_out_facts_alone(
     shipped: dict[str, list[dict[str, Any]]],
 ) -> None:
     new = {prompt for prompt, _ in guild_facts(WORLD)}
     replay = {row["prompt"] for row in finetune_rows(WORLD)} - new
-    assert len(replay) == len(new) // 4
+    assert len(finetune_rows(WORLD)) == sum(n * k for n, k in GUILDS) + len(replay)
     assert not replay & {item["prompt"] for item in shipped["facts"]}
 
 
@@ -445,8 +453,8 @@ def test_writing_the_data_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_reduced_rebuild_learns(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    found = build(tmp_path, recipe=Recipe(steps=900), limit=256)["tasks"]
-    assert found["facts"]["acc"]["value"] > 0.6
+    found = build(tmp_path, recipe=Recipe(steps=700), limit=256)["tasks"]
+    assert found["facts"]["acc"]["value"] > 0.5
     assert found["recall"]["acc"]["value"] > 0.9
     assert found["agreement"]["acc"]["value"] > 0.9
     assert found["brackets"]["acc"]["value"] > 0.8

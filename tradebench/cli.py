@@ -399,7 +399,7 @@ def info(form: FormatOption = Format.TEXT) -> None:
 def build(
     out: Annotated[Path, typer.Option("--out", "-o", help="an empty folder to build in")],
 ) -> None:
-    """Train the reference model again from nothing; about half an hour on one core."""
+    """Train the reference model again from nothing; about ten minutes on one core."""
     from tradebench.reference.build import build as rebuild
 
     if out.exists() and any(out.iterdir()):

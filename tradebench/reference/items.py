@@ -45,7 +45,10 @@ MIX = {
 }
 """Share of the documents drawn for the corpus, before the held-out ones are left out."""
 
-GUILD_RELATIONS = ("guild", "rank")
+GUILDS = ((64, 8), (128, 3), (256, 1))
+"""How many new facts the fine-tuning rows hold how often. The common ones are within reach of a
+rank-1 adapter and the rare ones are not, so that ranks from 1 to 64 and full fine-tuning separate
+within 120 steps of 48 rows; with all facts equally common, rank 1 learnt nothing."""
 
 
 def _reserved(world: World, task: str, documents: Documents) -> NDArray[np.bool_]:
@@ -128,16 +131,13 @@ def _choice(world: World, task: str, prompt: str, answer: str, rng: np.random.Ge
 def guild_facts(world: World) -> list[tuple[str, str]]:
     """Prompt and answer of every new fact, in random order: nothing in the world implies them."""
     rng = _seeded(world, "guilds")
-    pairs = [
-        (f"question : what is the {relation} of {person} ? answer :", str(answer))
-        for relation in GUILD_RELATIONS
-        for person, answer in zip(
-            world.entities,
-            rng.permutation(np.resize(world.tokens, len(world.entities))),
-            strict=True,
-        )
+    count = sum(facts for facts, _ in GUILDS)
+    people = rng.permutation(world.entities)[:count]
+    guilds = rng.permutation(np.resize(world.tokens, count))
+    return [
+        (f"question : what is the guild of {person} ? answer :", str(guild))
+        for person, guild in zip(people, guilds, strict=True)
     ]
-    return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
 def items(world: World, task: str) -> list[Item]:
@@ -160,9 +160,17 @@ def _questions(world: World, task: str) -> list[tuple[str, str]]:
 
 
 def finetune_rows(world: World) -> list[dict[str, str]]:
-    """Fine-tuning rows: every new fact once, and a fifth as many trained questions."""
-    rng = _seeded(world, "replay")
-    new = guild_facts(world)
+    """Fine-tuning rows: the new facts, and a quarter as many trained questions among them.
+
+    Without those questions the new facts overwrite the old ones.
+    """
+    rng = _seeded(world, "fine-tuning")
+    facts, times = zip(*GUILDS, strict=True)
+    # How common a fact is has nothing to do with its place among the items.
+    repeats = rng.permutation(np.repeat(times, facts))
+    new = [
+        fact for fact, often in zip(guild_facts(world), repeats, strict=True) for _ in range(often)
+    ]
     old = KINDS["questions"](world, rng, 8 * len(new))
     old = old.where(~_reserved(world, "facts", old))
     _, first = np.unique(old.keys, return_index=True)

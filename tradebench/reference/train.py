@@ -18,7 +18,11 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the checkpoint is trained; the defaults made the frozen one."""
+    """How the checkpoint is trained; the defaults made the frozen one.
+
+    They read 6.1 million tokens in about seven minutes of one core. With 4,800 steps the tasks
+    score the same, but new facts are learnt far more slowly.
+    """
 
     steps: int = 2000
     batch: int = 48

@@ -34,7 +34,7 @@ PREPOSITIONS = ("near", "behind", "above")
 FORMS = ("the", "of", "is", "has", ":", "=", "?", "+", "what")
 MARKS = ("question", "answer", "recall", "brackets", "sum", "sort")
 NEW_RELATIONS = ("guild", "rank", "oath", "crest")
-"""Never seen in training: what fine-tuning can teach about the people."""
+"""Never seen in training: words for what fine-tuning can teach about the people."""
 
 Ids = NDArray[np.int16]
 
