@@ -50,9 +50,15 @@ format: $(VENV)/.tested
 benchmarks: $(VENV)/.tested
 	$(BIN)/pytest tests/benchmarks --benchmark-only
 
+# The committed example holds every Result; items and logs of a run are too large for git.
+EXAMPLE := results/quickstart-full/example
 examples: $(VENV)/.installed
-	$(BIN)/tradebench run suites/quickstart-full.yaml --out results
-	$(BIN)/tradebench report latest --out reports/quickstart-full
+	$(BIN)/tradebench run suites/quickstart-full.yaml --out build/examples
+	rm -rf $(EXAMPLE) reports/quickstart-full
+	mkdir -p $(EXAMPLE)
+	cp build/examples/quickstart-full/*/run.json build/examples/quickstart-full/*/*.jsonl $(EXAMPLE)
+	$(BIN)/tradebench report $(EXAMPLE) --out reports/quickstart-full
+	$(BIN)/python tests/test_readme.py
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache

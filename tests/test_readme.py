@@ -53,6 +53,17 @@ def test_tables_are_what_their_command_prints(match: "re.Match[str]") -> None:
     assert match["table"].strip() == printed.strip()
 
 
+def regenerate() -> None:
+    """Put what each command prints today between its marks."""
+
+    def fill(match: "re.Match[str]") -> str:
+        printed = tradebench(shlex.split(match["command"]), ROOT)
+        printed.check_returncode()
+        return f"<!-- tradebench {match['command']} -->\n{printed.stdout.strip()}\n<!-- end -->"
+
+    (ROOT / "README.md").write_text(GENERATED.sub(fill, README))
+
+
 def test_every_link_leads_to_a_file() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
 
@@ -66,3 +77,7 @@ def test_the_example_suite_is_a_suite(checkout: Path) -> None:
     (checkout / "example.yaml").write_text(text)
 
     assert tradebench(["suite", "check", "example.yaml"], checkout).returncode == 0
+
+
+if __name__ == "__main__":
+    regenerate()
