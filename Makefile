@@ -19,15 +19,16 @@ help:
 # torch goes first, alone: any other package would pull the newest build of it with gigabytes of
 # CUDA libraries.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade 'pip>=25.1'
-	$(PIP) install --quiet '$(TORCH)'
-	$(PIP) install --quiet --constraint constraints.txt --editable .
-	touch $@
+	@echo 'installing into $(VENV), once; a few minutes'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@$(PIP) install --quiet '$(TORCH)'
+	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --group dev
-	touch $@
+	@$(PIP) install --quiet --constraint constraints.txt --group dev
+	@touch $@
 
 quickstart: $(VENV)/.installed
 	$(BIN)/tradebench run suites/quickstart.yaml
