@@ -20,7 +20,8 @@ from torch import nn
 from tradebench.program.artifacts import SharedScores, write_items
 from tradebench.program.evaluation import Scores
 from tradebench.program.loop import Training
-from tradebench.program.perform import Enter, Judges, Materials, perform, prepare
+from tradebench.program.model import load_model
+from tradebench.program.perform import Enter, Judges, Load, Materials, perform, prepare
 from tradebench.result import Heartbeat, Listener, Measurement, Outcome, Phase
 from tradebench.trial import Budget, Trial
 from tradebench.worlds.meters import Clock, MemoryMeter, Meter
@@ -73,9 +74,18 @@ def measure(
         )
 
 
-def rehearse(trial: Trial, materials: Materials, outcome: Outcome, heartbeat: Listener) -> None:
-    """Count every tensor byte over a short run of the whole program."""
-    meter = MemoryMeter(materials.device)
+def rehearse(
+    trial: Trial,
+    materials: Materials,
+    outcome: Outcome,
+    heartbeat: Listener,
+    load_fake: Load | None = None,
+) -> None:
+    """Count every tensor byte over a short run of the whole program.
+
+    The same in either world: where `load_fake` is given, the fake one is around this call.
+    """
+    meter = MemoryMeter(materials.device, fake=load_fake is not None)
     budget = trial.budget.model_copy(update={"steps": REHEARSAL_STEPS})
 
     def one_batch(model: nn.Module) -> None:
@@ -91,6 +101,7 @@ def rehearse(trial: Trial, materials: Materials, outcome: Outcome, heartbeat: Li
                 meter=meter,
                 enter=_announcer(outcome, heartbeat, meter, budget.steps),
                 judges=Judges(before=one_batch, trained=lambda model: None, after=one_batch),
+                load=load_fake or load_model,
             )
     finally:
         outcome.measurements |= meter.measurements()

@@ -41,24 +41,39 @@ def load_model(model: Model, request: LoadRequest) -> nn.Module:
         UserError: the model cannot be found or read.
     """
     transformers.utils.logging.disable_progress_bar()
-    loaded: nn.Module = (
-        _random_weights(model, request)
-        if model.weights == "random"
-        else _real_weights(model, request)
-    )
+    if model.weights == "random":
+        return build_model(model, request.dtype, request.device)
+    return _ready(_real_weights(model, request))
+
+
+def build_model(model: Model, dtype: torch.dtype, device: str) -> nn.Module:
+    """The model from its config alone, with random values; on `meta` with shapes only.
+
+    Raises:
+        UserError: the config cannot be found or read.
+    """
+    config = _config(model)
+    with torch.device(device):
+        return _ready(
+            AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        )
+
+
+def stored_dtype(model: Model) -> torch.dtype | None:
+    """The format of the checkpoint's weights; None where there is no checkpoint."""
+    if model.weights == "random":
+        return None
+    named = _config(model).dtype
+    return named if isinstance(named, torch.dtype) else torch.float32
+
+
+def _ready(model: Any) -> nn.Module:
+    """The model as training wants it."""
     # A cache of keys and values is useless in training, and with packed sequences it leaks one
     # sequence into the next; generation switches its own on.
-    loaded.config.use_cache = False  # type: ignore[union-attr]  # transformers' config
-    loaded.train()
-    return loaded
-
-
-def _random_weights(model: Model, request: LoadRequest) -> Any:
-    config = _config(model)
-    with torch.device(request.device):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=request.dtype, attn_implementation="sdpa"
-        )
+    model.config.use_cache = False
+    model.train()
+    return model  # type: ignore[no-any-return]  # transformers makes its classes at run time
 
 
 def _real_weights(model: Model, request: LoadRequest) -> Any:
@@ -109,7 +124,7 @@ def longest_input(model: Model) -> int:
 
 
 def _config(model: Model) -> Any:
-    if model.weights == "random":
+    if model.weights == "random" or model.config is not None:
         return AutoConfig.from_pretrained(configs.path(model.config or model.name))
     try:
         return AutoConfig.from_pretrained(

@@ -23,14 +23,17 @@ from tradebench.program.model import (
 )
 from tradebench.result import Phase
 from tradebench.techniques import LoadRequest, Optimizer, Stage
-from tradebench.trial import Trial
+from tradebench.trial import Model, Trial
 from tradebench.worlds.meters import Meter
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tradebench.techniques.protocol import Batch, OptimizerFactory
 
 Enter = Callable[[Phase], AbstractContextManager[Callable[[int], None]]]
 Judge = Callable[[nn.Module], None]
+Load = Callable[[Model, LoadRequest], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,15 @@ def prepare(trial: Trial) -> Materials:
         UserError: one of them cannot be found or read.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(trial.model)
+    return gather(trial, device, load_tokenizer(trial.model))
+
+
+def gather(trial: Trial, device: str, tokenizer: PreTrainedTokenizerBase | None) -> Materials:
+    """The training data and the tasks as this tokenizer cuts them; without one, no tasks.
+
+    Raises:
+        UserError: one of them cannot be found or read.
+    """
     evaluator = None
     if trial.evaluate.tasks and tokenizer is not None:
         evaluator = Evaluator(trial.evaluate, tokenizer, longest_input(trial.model))
@@ -83,17 +94,18 @@ def perform(
     enter: Enter,
     judges: Judges,
     training: Training | None = None,
+    load: Load = load_model,
 ) -> Training:
     """Go through the whole trial once, telling `meter` where it is.
 
     `enter` announces each phase to whoever watches and takes the steps done inside it. `training`
-    is filled step by step.
+    is filled step by step. `load` brings the model, with its weights or without.
     """
     techniques, request = trial.techniques, materials.request
     training = training or Training()
     with enter("load"), meter.phase("load"):
         torch.manual_seed(seed)
-        model = load_model(trial.model, request)
+        model = load(trial.model, request)
     with enter("compress"), meter.phase("compress"):
         for part in trial.between(Stage.LOAD, Stage.QUANTIZE):
             model = part.model(model, request)

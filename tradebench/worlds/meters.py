@@ -57,11 +57,14 @@ class Meter(Protocol):
 
 
 class MemoryMeter:
-    """Counts tensor bytes by category and phase; on a CPU, torch's profiler counts beside it."""
+    """Counts tensor bytes by category and phase; on a CPU, torch's profiler counts beside it.
 
-    def __init__(self, device: str) -> None:
+    Fake tensors take no memory, so the profiler would find none.
+    """
+
+    def __init__(self, device: str, *, fake: bool = False) -> None:
         self.tracker = Tracker(device)
-        self.profiler = Profiler() if device == "cpu" else None
+        self.profiler = Profiler() if device == "cpu" and not fake else None
         self.peaks: dict[str, int] = {}
         self.start = 0  # bytes at the beginning of training
         self.categories: Mapping[str, int] = {}

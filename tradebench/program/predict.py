@@ -1,0 +1,74 @@
+"""Predicting a trial's memory: its rehearsal in the fake world, without weights and without a GPU.
+
+There are no formulas here. The program that measures runs on fake tensors, techniques and all, and
+on a CPU the two agree to the byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from tradebench.errors import UserError
+from tradebench.program.measure import rehearse
+from tradebench.program.model import build_model, load_tokenizer, stored_dtype
+from tradebench.program.perform import Load, Materials, gather
+from tradebench.result import Outcome
+from tradebench.techniques import LoadRequest, Stage
+from tradebench.trial import HubData, Model, Trial
+from tradebench.worlds.fake import fake_world, load
+
+
+def predict_memory(trial: Trial) -> Outcome:
+    """Tensor peaks of every phase, and of training by category, as the trial's rehearsal has them.
+
+    Of the model only its config is read, never a weight. Training data and tasks are read as ever,
+    because their lengths decide the shapes; where the tokenizer or a data set of the Hub cannot be
+    reached, sequences of full length stand in for them and a warning says so. What only a device
+    has is not predicted: the slack of its allocator, and what kernels keep to themselves.
+
+    Raises:
+        UserError: the config, a file or a task cannot be found or read.
+    """
+    outcome = Outcome(warnings=[*trial.cautions()])
+    materials = _materials(trial, outcome)
+    if materials.evaluator is not None:
+        outcome.warnings += materials.evaluator.skipped
+    loader = _loader(trial, materials.request)
+    with fake_world():
+        rehearse(trial, materials, outcome, lambda beat: None, load_fake=loader)
+    return outcome
+
+
+def _materials(trial: Trial, outcome: Outcome) -> Materials:
+    """What the rehearsal needs beside the model, as far as it can be reached."""
+    tokenizer = None
+    try:
+        tokenizer = load_tokenizer(trial.model)
+        return gather(trial, "cpu", tokenizer)
+    except UserError as error:
+        reached = tokenizer is not None or trial.model.weights == "random"
+        if reached and not isinstance(trial.budget.data, HubData):
+            raise
+        outcome.warnings.append(f"{error}: memory is predicted for sequences of full length")
+    if tokenizer is None and trial.evaluate.tasks:
+        outcome.warnings.append("memory is predicted without evaluation: it needs the tokenizer")
+    budget = trial.budget.model_copy(update={"data": "random"})
+    return gather(trial.model_copy(update={"budget": budget}), "cpu", tokenizer)
+
+
+def _loader(trial: Trial, request: LoadRequest) -> Load:
+    """Loads the fake model; its shapes are laid out here, outside the fake world."""
+    skeleton = build_model(trial.model, request.dtype, "meta")
+    stored = stored_dtype(trial.model)
+
+    def quantize(dense: nn.Module) -> nn.Module:
+        for part in trial.between(Stage.QUANTIZE, Stage.QUANTIZE):
+            dense = part.model(dense, replace(request, quantization=None))
+        return dense
+
+    def load_fake(model: Model, request: LoadRequest) -> nn.Module:
+        return load(skeleton, stored, quantize if request.quantization is not None else None)
+
+    return load_fake

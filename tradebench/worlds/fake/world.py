@@ -1,0 +1,110 @@
+"""What surrounds a program in the fake world.
+
+A few places in libraries turn fake tensors away, or treat them otherwise than real ones. Each is
+replaced while the world lasts by what the same code does with real tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import Any
+
+# Imported before any tensor is fake: they make tables while they load.
+import bitsandbytes.functional
+import peft  # noqa: F401
+import torch
+from torch import Tensor
+from torch._library.fake_impl import FakeImplCtx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers.utils import import_utils
+
+from tradebench.worlds.fake.values import NOTE, Values
+
+_make_real = Tensor._make_subclass
+_kinds: dict[type, type] = {}
+
+
+@contextmanager
+def fake_world() -> Iterator[None]:
+    """Make every tensor that is made inside a fake one, in the whole process."""
+    places: tuple[tuple[Any, str, Any], ...] = (
+        (import_utils, "is_fake_tensor", _looks_real),
+        (Tensor, "_make_subclass", _make_subclass),
+        (torch.utils, "swap_tensors", _take_data),
+        (FakeTensor, "__deepcopy__", _deep_copy),
+        (FakeImplCtx, "new_dynamic_size", _least_size),
+        # A table that bitsandbytes makes once per process: a fake one must not outlive the world.
+        (bitsandbytes.functional, "name2qmap", {}),
+    )
+    with ExitStack() as stack:
+        for owner, name, instead in places:
+            stack.enter_context(_replaced(owner, name, instead))
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(Values())
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
+    """Another value for an attribute; one that was inherited is inherited again afterwards."""
+    own = vars(owner).get(name)
+    setattr(owner, name, instead)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def _looks_real(tensor: object) -> bool:
+    """Let transformers look at positions to see whether sequences are packed.
+
+    It takes those of a fake tensor for packed unseen, which costs a mask and the fast attention.
+    Here positions have values.
+    """
+    return False
+
+
+def _make_subclass(kind: type, data: Tensor, requires_grad: bool = False, **options: Any) -> Tensor:
+    """A tensor of a library's own class, which is a fake tensor as well where its data is one.
+
+    torch cannot make an object of one class from an object of another; an object can change its
+    class, however, to one that is both.
+    """
+    if not isinstance(data, FakeTensor):
+        return _make_real(kind, data, requires_grad, **options)
+    if kind not in _kinds:
+        both = kind if issubclass(kind, FakeTensor) else type(kind.__name__, (kind, FakeTensor), {})
+        _kinds[kind] = both
+    made: Tensor = data.detach().requires_grad_(requires_grad)
+    made.__class__ = _kinds[kind]
+    return made
+
+
+def _take_data(old: Tensor, new: Tensor) -> None:
+    """What a module that is converted does with its real parameters.
+
+    It would swap fake ones, which fails wherever something refers to one weakly.
+    """
+    old.data = new.data
+
+
+def _deep_copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    """Another tensor in the same world; torch's own copies the world as well."""
+    made: Tensor = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    memo[id(tensor)] = made
+    extra = {name: vars(tensor)[name] for name in vars(tensor).keys() - vars(made) - {NOTE}}
+    vars(made).update(deepcopy(extra, memo))
+    return made
+
+
+def _least_size(context: object, *, min: int = 0, max: int | None = None) -> int:
+    """The size of a result that a custom operation finds in values: the least that it can be.
+
+    LLM.int8() lists the columns of activations that hold outliers: few or none of thousands.
+    """
+    return min
