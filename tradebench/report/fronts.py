@@ -203,16 +203,28 @@ def _meets(point: Point, limit: Objective) -> bool:
 
 
 def relative_sd(estimates: Sequence[Estimate]) -> float:
-    """Return the spread between repeats relative to the mean, pooled over all points.
+    """Return the spread between repeats relative to what it grows with, pooled over all points.
 
     Two or three repeats say little about their own point's spread; all points together say more.
     """
     squares, freedom = 0.0, 0
     for estimate in estimates:
-        if len(estimate.values) > 1 and estimate.value:
-            squares += sum((value / estimate.value - 1) ** 2 for value in estimate.values)
+        unit = noise_unit(estimate)
+        if len(estimate.values) > 1 and unit:
+            squares += sum(((value - estimate.value) / unit) ** 2 for value in estimate.values)
             freedom += len(estimate.values) - 1
     return math.sqrt(squares / freedom) if freedom else 0.0
+
+
+def noise_unit(estimate: Estimate) -> float:
+    """Return what the noise of a quantity grows with.
+
+    That is the quantity itself, but for a share the standard deviation of one yes or no: at 99 %
+    there is no room for the noise that 50 % has.
+    """
+    if estimate.unit == "1" and 0 <= estimate.value <= 1:
+        return math.sqrt(estimate.value * (1 - estimate.value))
+    return abs(estimate.value)
 
 
 def standard_error(estimate: Estimate, relative: float) -> float:
@@ -220,7 +232,7 @@ def standard_error(estimate: Estimate, relative: float) -> float:
 
     The second does not shrink with repeats, which answer the same test items.
     """
-    between = relative * abs(estimate.value) / math.sqrt(len(estimate.values))
+    between = relative * noise_unit(estimate) / math.sqrt(len(estimate.values))
     low, high = estimate.interval or (0.0, 0.0)
     return math.hypot(between, (high - low) / (2 * Z95))
 
