@@ -835,10 +835,10 @@ def test_the_quickstart_varies_one_setting_at_a_time_along_each_curve() -> None:
     points = [trial.label for trial in Suite.load(path).trials()]
 
     for curve in (
-        ["fp32 + lora r16", "bf16 + lora r16", "bf16 + int8 + lora r16", "bf16 + nf4 + lora r16"],
-        [f"bf16 + lora r{rank}" for rank in (1, 4, 16, 64)],
-        [f"bf16 + magnitude {percent}% + lora r16" for percent in (30, 50, 70)],
-        [f"bf16 + lora r16 + checkpointing {ratio}" for ratio in ("0.5", "1")],
+        ["fp32 + lora r16", "bf16 + lora r16", "fp32 + int8 + lora r16", "fp32 + nf4 + lora r16"],
+        ["fp32", *(f"fp32 + lora r{rank}" for rank in (1, 4, 16, 64))],
+        [f"fp32 + magnitude {percent}% + lora r16" for percent in (30, 50, 70)],
+        [f"fp32 + lora r16 + checkpointing {ratio}" for ratio in ("0.5", "1")],
         ["bf16 + nf4 + lora r16 + checkpointing 1"],
     ):
         assert set(curve) <= set(points)
