@@ -211,6 +211,13 @@ def test_the_doctor_finds_torn_lines(tradebench: Tradebench, tmp_path: Path) -> 
     assert "trials.local.jsonl" in done.stderr
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def descendants_of(directory: Path) -> list[psutil.Process]:
     """Processes that work for a run: its folder is in their command line or environment."""
     found = []
@@ -237,6 +244,7 @@ def test_killing_the_supervisor_loses_nothing_that_was_finished(
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    wait_until(lambda: any(tmp_path.glob("results/small/*/run.json")))
     time.sleep(moment)
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
@@ -246,11 +254,7 @@ def test_killing_the_supervisor_loses_nothing_that_was_finished(
         for result in store.load(directory).results
         if result.status == "ok"
     }
-    deadline = time.monotonic() + 10
-    while descendants_of(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-    assert not descendants_of(tmp_path)
+    wait_until(lambda: not descendants_of(tmp_path))
 
     subprocess.run(command("run", suite), cwd=tmp_path, capture_output=True, check=True)
     after = {(result.trial, result.repeat): result for result in store.load(directory).results}

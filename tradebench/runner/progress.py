@@ -44,7 +44,8 @@ class Progress(Observer):
     def run_started(self, *, points: int, done: int) -> None:
         """Say how much there is to do."""
         self._points, self._done = points, done
-        self._say(f"{points} points, {done} of them done already")
+        noun = "point" if points == 1 else "points"
+        self._say(f"{points} {noun}, {done} of them done already")
 
     def note(self, text: str) -> None:
         """Pass it on."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tradebench.errors import UserError
 from tradebench.result import DivergedError, Heartbeat, Phase, Status
 from tradebench.runner.engines import Ended
 from tradebench.runner.job import Job
@@ -95,6 +96,8 @@ def of_exception(error: BaseException, phase: Phase | None) -> Verdict:
     for link in _chain(error):
         if _is_out_of_memory(link):
             return _out_of_memory(link, phase)
+    if isinstance(error, UserError):
+        return Verdict(cause="error", reason=_first_line(error))
     return Verdict(cause="error", reason=f"{doing(phase)}: {_name(error)}: {_first_line(error)}")
 
 
