@@ -185,7 +185,7 @@ def test_missing_training_data_fails_the_point_with_one_sentence(
 
     assert done.returncode == 5
     assert result["status"] == "failed"
-    assert "rows.jsonl:2" in result["reason"]
+    assert re.match(r"\S*rows\.jsonl:2: not JSON", result["reason"])
 
 
 def test_every_technique_is_listed(tradebench: Tradebench) -> None:
