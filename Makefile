@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 .PHONY: help quickstart test test-all lint format benchmarks examples clean
 
 help:
-	@echo 'make quickstart   measure the reference model under 18 combinations; about ten minutes'
+	@echo 'make quickstart   measure the reference model at 21 points; about ten minutes'
 	@echo 'make test         format, lint, types and tests'
 	@echo 'make test-all     the long tests that make test leaves out'
 	@echo 'make benchmarks   what the harness itself costs'
