@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from itertools import product
 
 import numpy as np
@@ -180,11 +179,3 @@ def test_leaving_out_hopeless_points_changes_no_probability(points: list[list[in
         hits[brute_front(drawn.tolist())] += 1
 
     assert pareto.probability(points, sds, draws=300, seed=5) == pytest.approx(hits / 300, abs=0.16)
-
-
-def test_ten_thousand_points_take_no_time_worth_naming() -> None:
-    cloud = np.random.default_rng(0).random((10_000, 3)).tolist()
-    started = time.perf_counter()
-
-    assert 0 < len(pareto.front(cloud)) < 500
-    assert time.perf_counter() - started < 2.0

@@ -60,7 +60,8 @@ def test_a_silent_trial_is_ended_with_all_it_started(either_sweep: Sweep, stub: 
     result = either_sweep.results()[stub]
     assert (result.status, result.phase, result.attempt) == ("timeout", "train", 0)
     assert result.reason == ("hang while training: no sign of life for 0.5 s, after step 1 of 3")
-    assert time.monotonic() - began < 5
+    # Long before the trial would have ended by itself, however busy the machine is.
+    assert time.monotonic() - began < 30
     assert either_sweep.leftovers(0.5) == []
 
 
