@@ -41,7 +41,7 @@ SILENCE: Mapping[Phase | Literal["start"], float] = {
 
 
 class Job(BaseModel):
-    """One attempt at one point, as JSON in `<run>/work/<key>/job.json`.
+    """One attempt at one point, as JSON in the run directory: `work/<key>/job.json`.
 
     `run` is the run directory, absolute; `program` names a function as `module:function`, and
     `preload` what is imported before the memory cap counts. `silence` holds, per phase, the
