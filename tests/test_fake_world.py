@@ -27,7 +27,7 @@ from tradebench.program import loop
 from tradebench.program.measure import rehearse
 from tradebench.program.model import build_model
 from tradebench.program.perform import prepare
-from tradebench.program.predict import predict_memory
+from tradebench.predict.memory import predict_memory
 from tradebench.result import CATEGORIES, Outcome, digest
 from tradebench.techniques import catalogue, techniques
 from tradebench.trial import Model, Trial

@@ -15,6 +15,7 @@ ROOT = Path(tradebench.__file__).parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "lm_eval", "datasets", "accelerate"}
 DRAWING = {"matplotlib", "pandas", "scipy"}
 TORCH_SIDE = (
+    "predict",
     "program",
     "worlds",
     "reference.build",
@@ -29,9 +30,11 @@ LEVELS = {
     "result": 0,
     "pareto": 0,
     "configs": 1,
+    "devices": 1,
     "techniques": 1,
     "reference": 1,
     "trial": 2,
+    "published": 3,
     "environment": 3,
     "store": 3,
     "suite": 3,
@@ -40,6 +43,8 @@ LEVELS = {
     "report": 4,
     "runner": 4,
     "doctor": 5,
+    "predict": 5,
+    "plan": 5,
     "cli": 6,
 }
 # The one command that trains runs torch inside its own function.
