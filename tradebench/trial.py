@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,13 +26,15 @@ class Model(Settings):
     `name` is `reference` (the project's own small Llama), a Hub id, or the path of a local
     folder; `config` names a shape that tradebench ships (llama-3.3-70b …) or a folder with a
     config.json. `weights: random` fills that shape with random values: memory and step time are
-    true, accuracy is refused.
+    true, accuracy is refused. `layers` keeps only so many of the shape's decoder layers, for a
+    machine that is too small for all of them.
     """
 
     name: str = Field(description="reference, a Hub id, or a local path")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
     config: str | None = Field(None, description="a shipped shape or a folder with config.json")
     weights: Literal["hub", "random"] = Field("hub", description="real weights, or random values")
+    layers: int | None = Field(None, ge=1, description="decoder layers of a random model; all")
 
 
 class FileData(Settings):
@@ -102,6 +104,12 @@ class Trial(BaseModel):
         if len(set(slots)) < len(slots):
             raise ValueError(f"a slot is filled twice: {', '.join(slots)}")
         object.__setattr__(self, "techniques", ordered)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other fields, which is another trial and has an id of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("id", None)  # pydantic copies what is cached
+        return copied
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:

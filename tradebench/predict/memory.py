@@ -6,18 +6,19 @@ on a CPU the two agree to the byte.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from tradebench.errors import UserError
 from tradebench.program.measure import rehearse
-from tradebench.program.model import build_model, load_tokenizer, stored_dtype
+from tradebench.program.model import build_model, load_tokenizer, plan_loading, stored_dtype
 from tradebench.program.perform import Load, Materials, gather
 from tradebench.result import Outcome
 from tradebench.techniques import LoadRequest, Stage
 from tradebench.trial import HubData, Model, Trial
 from tradebench.worlds.fake import fake_world, load
+from tradebench.worlds.meters import MemoryMeter
 
 
 def predict_memory(trial: Trial) -> Outcome:
@@ -32,30 +33,55 @@ def predict_memory(trial: Trial) -> Outcome:
         UserError: the config, a file or a task cannot be found or read.
     """
     outcome = Outcome(warnings=[*trial.cautions()])
-    materials = _materials(trial, outcome)
-    if materials.evaluator is not None:
-        outcome.warnings += materials.evaluator.skipped
-    loader = _loader(trial, materials.request)
-    with fake_world():
-        rehearse(trial, materials, outcome, lambda beat: None, load_fake=loader)
+    reached = reach(trial)
+    outcome.warnings += reached.warnings
+    perform_fake(trial, reached.materials, MemoryMeter("cpu", fake=True), outcome)
     return outcome
 
 
-def _materials(trial: Trial, outcome: Outcome) -> Materials:
-    """What the rehearsal needs beside the model, as far as it can be reached."""
+@dataclass(frozen=True)
+class Reached:
+    """What a rehearsal needs beside the model, and a sentence for whatever was out of reach."""
+
+    materials: Materials
+    warnings: list[str]
+
+
+def perform_fake(trial: Trial, materials: Materials, meter: MemoryMeter, outcome: Outcome) -> None:
+    """Take a trial through its rehearsal without weights, telling `meter`."""
+    request = plan_loading(trial, "cpu")
+    loader = _loader(trial, request)
+    with fake_world():
+        rehearse(
+            trial, replace(materials, request=request), outcome, lambda beat: None, meter, loader
+        )
+
+
+def reach(trial: Trial) -> Reached:
+    """What a rehearsal needs beside the model, as far as it can be reached.
+
+    The same for all trials of one model, budget and evaluation.
+
+    Raises:
+        UserError: the config, a file or a task cannot be found or read.
+    """
+    warnings = []
     tokenizer = None
     try:
         tokenizer = load_tokenizer(trial.model)
-        return gather(trial, "cpu", tokenizer)
+        materials = gather(trial, "cpu", tokenizer)
     except UserError as error:
         reached = tokenizer is not None or trial.model.weights == "random"
         if reached and not isinstance(trial.budget.data, HubData):
             raise
-        outcome.warnings.append(f"{error}: memory is predicted for sequences of full length")
-    if tokenizer is None and trial.evaluate.tasks:
-        outcome.warnings.append("memory is predicted without evaluation: it needs the tokenizer")
-    budget = trial.budget.model_copy(update={"data": "random"})
-    return gather(trial.model_copy(update={"budget": budget}), "cpu", tokenizer)
+        warnings.append(f"{error}: memory is predicted for sequences of full length")
+        if tokenizer is None and trial.evaluate.tasks:
+            warnings.append("memory is predicted without evaluation: it needs the tokenizer")
+        budget = trial.budget.model_copy(update={"data": "random"})
+        materials = gather(trial.model_copy(update={"budget": budget}), "cpu", tokenizer)
+    if materials.evaluator is not None:
+        warnings += materials.evaluator.skipped
+    return Reached(materials, warnings)
 
 
 def _loader(trial: Trial, request: LoadRequest) -> Load:

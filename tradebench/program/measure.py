@@ -79,13 +79,14 @@ def rehearse(
     materials: Materials,
     outcome: Outcome,
     heartbeat: Listener,
-    load_fake: Load | None = None,
+    meter: MemoryMeter | None = None,
+    load: Load = load_model,
 ) -> None:
     """Count every tensor byte over a short run of the whole program.
 
-    The same in either world: where `load_fake` is given, the fake one is around this call.
+    The same in either world: in the fake one, `load` brings a model without weights.
     """
-    meter = MemoryMeter(materials.device, fake=load_fake is not None)
+    meter = meter or MemoryMeter(materials.device)
     budget = trial.budget.model_copy(update={"steps": REHEARSAL_STEPS})
 
     def one_batch(model: nn.Module) -> None:
@@ -101,7 +102,7 @@ def rehearse(
                 meter=meter,
                 enter=_announcer(outcome, heartbeat, meter, budget.steps),
                 judges=Judges(before=one_batch, trained=lambda model: None, after=one_batch),
-                load=load_fake or load_model,
+                load=load,
             )
     finally:
         outcome.measurements |= meter.measurements()

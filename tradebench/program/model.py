@@ -123,7 +123,22 @@ def longest_input(model: Model) -> int:
     return int(_config(model).max_position_embeddings)
 
 
+def depth(model: Model) -> int:
+    """Number of decoder layers."""
+    return int(_config(model).num_hidden_layers)
+
+
 def _config(model: Model) -> Any:
+    config = _whole_config(model)
+    if model.layers is not None:
+        config.num_hidden_layers = model.layers
+        # Shapes that mix kinds of attention name one for each layer.
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: model.layers]
+    return config
+
+
+def _whole_config(model: Model) -> Any:
     if model.weights == "random" or model.config is not None:
         return AutoConfig.from_pretrained(configs.path(model.config or model.name))
     try:

@@ -58,6 +58,10 @@ def read_model(data: Data, base: Path) -> Model:
             f"weights: random needs a config, whose shapes it fills: {choices(configs.names())}, "
             "or a folder",
         )
+    if fields.get("layers") is not None and fields.get("weights") != "random":
+        raise Problem(
+            ("model", "layers"), "layers cuts a random model short; real weights need all of theirs"
+        )
     if fields.get("weights") == "random" and "name" not in fields:
         fields = {"name": fields["config"], **fields}
     model = build(Model, fields, ("model",), "model")

@@ -6,7 +6,8 @@ the step when all layers do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Checkpointing(Technique):
-    """Recomputes a fraction of the decoder layers, spread evenly over the depth."""
+    """Recomputes a fraction of the decoder layers, spread evenly over the depth, or named ones."""
 
     slot, stage, axis = "checkpointing", Stage.RECOMPUTE, "ratio"
     cite = "Chen et al. 2016, arXiv:1604.06174"
@@ -28,16 +29,33 @@ class Checkpointing(Technique):
 
     method: Literal["full"] = "full"
     ratio: float = Field(1.0, gt=0, le=1, description="share of decoder layers recomputed")
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="which decoder layers are recomputed, counted from 0, instead of a ratio"
+    )
 
     @property
     def label(self) -> str:
-        """`checkpointing 0.5`."""
-        return f"checkpointing {self.ratio:g}"
+        """`checkpointing 0.5`, or `checkpointing layers 0, 2`."""
+        if self.layers is None:
+            return f"checkpointing {self.ratio:g}"
+        return f"checkpointing layers {', '.join(map(str, self.layers))}"
 
     def recomputed(self, layers: int) -> set[int]:
-        """Which of so many layers are recomputed: at least one, spread evenly."""
+        """Which of so many layers are recomputed: at least one, spread evenly, unless named."""
+        if self.layers is not None:
+            return set(self.layers)
         count = max(1, round(self.ratio * layers))
         return {index * layers // count for index in range(count)}
+
+    def kinds(self, layers: int) -> tuple[Hashable, ...]:
+        """Whether each layer is recomputed."""
+        chosen = self.recomputed(layers)
+        return tuple(index in chosen for index in range(layers))
+
+    def arranged(self, kinds: Sequence[Hashable]) -> Self:
+        """The same, with these layers recomputed."""
+        chosen = tuple(index for index, kind in enumerate(kinds) if kind)
+        return self.model_copy(update={"layers": chosen})
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
         """Switch recomputation on for the chosen layers and count the recomputations."""
@@ -59,8 +77,8 @@ class Checkpointing(Technique):
         found = {index for index, count in enumerate(counts) if count}
         if found != self.recomputed(len(layers)):
             raise ContradictionError(
-                f"checkpointing ratio {self.ratio:g} was asked for, but layers {sorted(found)} of "
-                f"{len(layers)} were recomputed"
+                f"{self.label} was asked for, but layers {sorted(found)} of {len(layers)} were "
+                "recomputed"
             )
         return {"layers": len(found), "recomputations": sum(counts)}
 

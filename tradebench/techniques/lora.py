@@ -26,6 +26,8 @@ class Lora(Technique):
     slot, stage, axis = "adapters", Stage.ADAPT, "rank"
     cite = "Hu et al. 2021, arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; peft"
 
+    affine = ("rank",)
+
     method: Literal["lora", "rslora", "dora"]
     rank: int = Field(16, ge=1, description="columns of each adapter matrix")
     alpha: float | None = Field(None, gt=0, description="scale of the update; twice the rank")

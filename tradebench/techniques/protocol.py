@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -115,7 +115,8 @@ class Technique(BaseModel):
     Class attributes: `slot` is the grid key it fills (at most one technique per slot and point),
     `stage` its place in the order, `axis` its headline setting, `cite` the paper or library it
     comes from. `exact` promises that the loss does not change by a single bit. `cuda_only` holds
-    the sentence that says why it cannot run on a CPU, where it cannot.
+    the sentence that says why it cannot run on a CPU, where it cannot. `affine` names the settings
+    that are a dimension of some tensors, so that memory between two values is a straight line.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -125,6 +126,7 @@ class Technique(BaseModel):
     axis: ClassVar[str]
     cite: ClassVar[str]
     exact: ClassVar[bool] = False
+    affine: ClassVar[tuple[str, ...]] = ()
     cuda_only: ClassVar[str | None] = None
     aliases: ClassVar[Mapping[str, str]] = {}
 
@@ -177,6 +179,17 @@ class Technique(BaseModel):
         """A few words for tables: the method and, where it has one, the headline setting."""
         value = getattr(self, self.axis)
         return self.method if self.axis == "method" else f"{self.method} {self.axis} {value:g}"
+
+    def kinds(self, layers: int) -> tuple[Hashable, ...]:
+        """For each of so many decoder layers, how it is treated: equal values, equal treatment.
+
+        A prediction looks at few layers of every kind and lays them out as here.
+        """
+        return (None,) * layers
+
+    def arranged(self, kinds: Sequence[Hashable]) -> Self:
+        """This technique on another number of layers, each treated as its kind says."""
+        return self
 
     # Before torch is imported.
 

@@ -20,13 +20,17 @@ from torch.utils._pytree import tree_leaves
 from tradebench.result import CATEGORIES
 
 
-@dataclass
-class _Storage:
-    """A living storage; `born` counts the storages seen until it was made, itself included."""
+@dataclass(slots=True)
+class Storage:
+    """A living storage; `born` counts the storages seen until it was made, itself included.
+
+    `block` is the number that whoever writes the storages down has given it.
+    """
 
     size: int
     category: str
     born: int
+    block: int = -1
 
 
 class Tracker(TorchDispatchMode):
@@ -44,7 +48,8 @@ class Tracker(TorchDispatchMode):
         self.total = 0
         self.peak = 0
         self.at_peak = dict(self.bytes)
-        self._known: dict[int, _Storage] = {}
+        self.part_peak = 0  # the peak since `part_peak` was last set
+        self._known: dict[int, Storage] = {}
         self._born = 0  # storages seen so far
         self._born_at_peak = 0
 
@@ -84,7 +89,7 @@ class Tracker(TorchDispatchMode):
                 known.category = category
 
     @staticmethod
-    def _move(count: dict[str, int], storage: _Storage, category: str) -> None:
+    def _move(count: dict[str, int], storage: Storage, category: str) -> None:
         count[storage.category] -= storage.size
         count[category] += storage.size
 
@@ -109,19 +114,20 @@ class Tracker(TorchDispatchMode):
         known = self._known.get(key)
         if known is None:
             self._born += 1
-            self._known[key] = known = _Storage(0, self.category(), self._born)
+            self._known[key] = known = Storage(0, self.category(), self._born)
             weakref.finalize(storage, self._forget, key).atexit = False
         if known.size != size:  # new, or resized in place
-            grown, known.size = size - known.size, size
-            self._grow(grown, known.category)
+            self._resize(known, size)
 
-    def _grow(self, size: int, category: str) -> None:
-        self.bytes[category] += size
-        self.total += size
+    def _resize(self, storage: Storage, size: int) -> None:
+        """Count another size of a storage: none where it has been released."""
+        grown, storage.size = size - storage.size, size
+        self.bytes[storage.category] += grown
+        self.total += grown
         if self.total > self.peak:
             self._keep_peak()
+        if self.total > self.part_peak:
+            self.part_peak = self.total
 
     def _forget(self, key: int) -> None:
-        storage = self._known.pop(key)
-        self.bytes[storage.category] -= storage.size
-        self.total -= storage.size
+        self._resize(self._known.pop(key), 0)

@@ -62,10 +62,11 @@ class MemoryMeter:
     Fake tensors take no memory, so the profiler would find none.
     """
 
-    def __init__(self, device: str, *, fake: bool = False) -> None:
-        self.tracker = Tracker(device)
+    def __init__(self, device: str, *, fake: bool = False, tracker: Tracker | None = None) -> None:
+        self.tracker = tracker or Tracker(device)
         self.profiler = Profiler() if device == "cpu" and not fake else None
         self.peaks: dict[str, int] = {}
+        self.parts: dict[Part, int] = {}  # the peak of each part of a training step
         self.start = 0  # bytes at the beginning of training
         self.categories: Mapping[str, int] = {}
 
@@ -110,8 +111,10 @@ class MemoryMeter:
             "backward": lambda: "activations" if torch.is_grad_enabled() else "temporaries",
             "optimizer": lambda: "temporaries",
         }[name]
+        self.tracker.part_peak = self.tracker.total
         with self.tracker.labelled(label):
             yield
+        self.parts[name] = max(self.parts.get(name, 0), self.tracker.part_peak)
 
     def step(self) -> AbstractContextManager[None]:
         """Steps are not timed here."""

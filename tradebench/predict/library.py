@@ -1,0 +1,157 @@
+"""A library of records: what many points have in common is recorded once.
+
+A point of an 80-layer model is recorded with the few layers that show everything its layers do,
+and continued to the whole depth. Points that differ in one number only (an adapter's rank, the
+length of a sequence) are blended from the two at the ends of its range. Where either turns out not
+to hold, the point is recorded itself, as deep as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from tradebench.predict.blend import blend
+from tradebench.predict.depth import extend, shorten
+from tradebench.predict.memory import Reached, perform_fake, reach
+from tradebench.predict.record import Record, RecordingMeter
+from tradebench.predict.structure import StructureError
+from tradebench.program.model import depth
+from tradebench.result import Outcome, digest
+from tradebench.trial import Trial
+
+ENDS = 2  # so many values of a number are recorded themselves; further ones are blended
+BUDGET = "budget"
+
+
+class Knob(NamedTuple):
+    """A number of a trial in which the sizes of tensors are affine: a field of a slot, or more."""
+
+    part: str
+    field: str
+
+
+Ends = Mapping[Knob, tuple[int, int]]
+
+
+class Library:
+    """Records shared between the points that it is made for.
+
+    `composed` and `recorded` count the points that were put together from shallow records and
+    those that had to be recorded at full depth.
+    """
+
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+        self.composed = self.recorded = 0
+        self._records: dict[str, Record] = {}
+        self._reached: dict[str, Reached] = {}
+        self._values: dict[str, set[int]] = {}
+        for trial in trials:
+            for knob, value in knobs(trial).items():
+                self._values.setdefault(_others(trial, knob), set()).add(value)
+
+    def record(self, trial: Trial) -> tuple[Record, list[str]]:
+        """The trial's record at full depth, and what a reader of its numbers must know.
+
+        Raises:
+            UserError: the config, a file or a task cannot be found or read.
+        """
+        warnings = self._reach(trial).warnings
+        try:
+            record = self._compose(trial)
+            self.composed += 1
+        except StructureError:
+            record = self._blended(trial, {})
+            self.recorded += 1
+        return record, warnings
+
+    def _compose(self, trial: Trial) -> Record:
+        ends = {}
+        for knob in knobs(trial):
+            values = self._values.get(_others(trial, knob), set())
+            if len(values) > ENDS:
+                ends[knob] = (min(values), max(values))
+        kinds = kinds_of(trial, depth(trial.model))
+        short = shorten(kinds)
+        if len(short) == len(kinds):
+            return self._blended(trial, ends)
+        return extend(self._blended(shallower(trial, short), ends), short, kinds)
+
+    def _blended(self, trial: Trial, ends: Ends) -> Record:
+        """A trial's record, between those at the ends of a knob that has many values."""
+        for knob, (low, high) in ends.items():
+            rest = {other: range_ for other, range_ in ends.items() if other != knob}
+            value = knobs(trial)[knob]
+            if value not in (low, high):
+                lowest, highest = (
+                    self._blended(turned(trial, knob, end), rest) for end in (low, high)
+                )
+                return blend(lowest, highest, Fraction(value - low, high - low))
+        return self._recorded(trial)
+
+    def _recorded(self, trial: Trial) -> Record:
+        """The trial's own record, kept for whoever asks again."""
+        if trial.id not in self._records:
+            meter = RecordingMeter()
+            perform_fake(trial, self._reach(trial).materials, meter, Outcome())
+            self._records[trial.id] = Record.of(meter.tracker)
+        return self._records[trial.id]
+
+    def _reach(self, trial: Trial) -> Reached:
+        """The data and tasks of a trial, read once for all that share them."""
+        model = trial.model.model_copy(update={"layers": None})
+        key = digest(
+            [part.model_dump(mode="json") for part in (model, trial.budget, trial.evaluate)]
+        )
+        if key not in self._reached:
+            self._reached[key] = reach(trial)
+        return self._reached[key]
+
+
+def kinds_of(trial: Trial, layers: int) -> list[Hashable]:
+    """How each of so many layers is treated by all techniques together."""
+    each = [part.kinds(layers) for part in trial.techniques]
+    return list(zip(*each, strict=True)) if each else [()] * layers
+
+
+def shallower(trial: Trial, kinds: Sequence[Hashable]) -> Trial:
+    """The trial on a model with these layers only, each treated as its kind says."""
+    columns: Sequence[Sequence[Hashable]] = list(zip(*kinds, strict=True))
+    techniques = tuple(
+        part.arranged(column) for part, column in zip(trial.techniques, columns, strict=True)
+    )
+    model = trial.model.model_copy(update={"layers": len(kinds)})
+    return trial.model_copy(update={"model": model, "techniques": techniques})
+
+
+def knobs(trial: Trial) -> dict[Knob, int]:
+    """The numbers of a trial in which sizes are affine, with their values.
+
+    The length of sequences is one where every sequence has it: where data is random.
+    """
+    found = {
+        Knob(part.slot, field): int(getattr(part, field))
+        for part in trial.techniques
+        for field in part.affine
+    }
+    if trial.budget.data == "random":
+        found[Knob(BUDGET, "sequence")] = trial.budget.sequence
+    return found
+
+
+def turned(trial: Trial, knob: Knob, value: int) -> Trial:
+    """The trial with another value of a knob."""
+    update = {knob.field: value}
+    if knob.part == BUDGET:
+        return trial.model_copy(update={"budget": trial.budget.model_copy(update=update)})
+    techniques = tuple(
+        part.model_copy(update=update) if part.slot == knob.part else part
+        for part in trial.techniques
+    )
+    return trial.model_copy(update={"techniques": techniques})
+
+
+def _others(trial: Trial, knob: Knob) -> str:
+    """Names what a trial has in common with those that differ in this knob alone."""
+    return digest([knob, turned(trial, knob, 0).payload()])

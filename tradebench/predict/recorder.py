@@ -1,0 +1,283 @@
+"""The recorder: every allocation, release and operation of a trial, in the order they happen.
+
+It is the storage tracker with a pen. Beside each event it writes where in the model it belongs, so
+that a record of few layers can be continued to many: inside a module's forward pass that is the
+module, in the backward pass the module whose forward made the autograd node, and elsewhere the
+layer whose tensors an operation reads. While a model is being loaded and changed nobody knows yet
+which layer a tensor will belong to; once the model is called, the layers' own tensors tell.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._pytree import tree_leaves
+
+from tradebench.predict.operations import Operation, Spec
+from tradebench.techniques.targets import decoder_layers
+from tradebench.worlds.memory import Storage, Tracker
+
+CALL = 2**40  # events from here on are operations
+OUTSIDE = -1  # the layer of what belongs to no decoder layer, or to several
+UNNUMBERED = 2**63  # autograd nodes from here on were not made by a forward pass
+
+MarkKind = Literal["phase", "part", "step"]
+
+
+class Place(NamedTuple):
+    """A module: the index of its decoder layer, and its path with that index left open."""
+
+    layer: int
+    path: str
+
+
+class Mark(NamedTuple):
+    """Something begins (`name`) or ends (an empty name) before event `position`."""
+
+    position: int
+    kind: MarkKind
+    name: str
+
+
+NOWHERE = Place(OUTSIDE, "")
+
+
+class Recorder(Tracker):
+    """Writes down what the tracker counts, with the operations between.
+
+    `events` holds block numbers, b where block b is allocated and ~b where it is released, and CALL
+    plus the number of an operation ahead of what that allocates. `layers` has the decoder layer of
+    each event, `sizes`, `storages` and `paths` one entry per block.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self.events: list[int] = []
+        self.layers: list[int] = []
+        self.sizes: list[int] = []
+        self.storages: list[Storage] = []
+        self.paths: list[str] = []
+        self.homes: list[int] = []  # the layer in which each block was allocated
+        self.marks: list[Mark] = []
+        self.operations: dict[Operation, int] = {}
+        self._here = NOWHERE
+        self._modules: WeakKeyDictionary[nn.Module, Place] = WeakKeyDictionary()
+        self._stack: list[Place] = []
+        self._settled = 0  # events before this one have their final layer
+        # What was read for the blocks made since: (first block made, blocks that were read).
+        self._readings: list[tuple[int, tuple[int, ...]]] = []
+        self._loose = -1  # where the present run of releases outside of any layer began
+        # Autograd nodes are numbered as they are made: which module made those from here on.
+        self._numbers: list[int] = [0]
+        self._makers: list[Place] = [NOWHERE]
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow every module's forward pass while this lasts."""
+        entered = register_module_forward_pre_hook(self._enter)
+        left = register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            entered.remove()
+            left.remove()
+
+    @contextmanager
+    def within(self, kind: MarkKind, name: str) -> Iterator[None]:
+        """Mark where something begins and ends."""
+        self._mark(kind, name)
+        try:
+            yield
+        finally:
+            self._mark(kind, "")
+
+    def _mark(self, kind: MarkKind, name: str) -> None:
+        self._here, self._loose = NOWHERE, -1
+        self.marks.append(Mark(len(self.events), kind, name))
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation and write down what it allocates, and itself where it does work."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        shared = self._locate(tensors)
+        position, block = len(self.events), len(self.sizes)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        # Whatever neither allocates nor writes only looks at memory in another way.
+        if len(self.sizes) > block and not self._stack:
+            read = (self._block(tensor) for tensor in tensors)
+            self._readings.append((block, tuple(each for each in read if each is not None)))
+        if len(self.sizes) > block or func._schema.is_mutable:  # type: ignore[attr-defined]
+            made = _specs(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            calls = [
+                (layer, Operation(_name(func), _specs(inputs), made))
+                for layer, inputs in shared or ((self._here.layer, tensors),)
+            ]
+            self.events[position:position] = [
+                CALL + self.operations.setdefault(each, len(self.operations)) for _, each in calls
+            ]
+            self.layers[position:position] = [layer for layer, _ in calls]
+            self._loose = -1
+        return result
+
+    def _locate(self, tensors: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
+        """Find out where the next operation belongs; by layer, if it works on several at once."""
+        node = torch._C._current_autograd_node()
+        if node is not None:
+            number = node._sequence_nr()
+            if number < UNNUMBERED:
+                self._here = self._makers[bisect_right(self._numbers, number) - 1]
+        elif self._stack:
+            self._here = self._stack[-1]
+        elif tensors:
+            homes: dict[int, list[Tensor]] = {}
+            for tensor in tensors:
+                block = self._block(tensor)
+                layer = OUTSIDE if block is None else self.homes[block]
+                homes.setdefault(layer, []).append(tensor)
+            layers = homes.keys() - {OUTSIDE}
+            if len(layers) > 1:
+                self._here = NOWHERE
+                # One tensor may stand in a list many times, once for each parameter.
+                homes[OUTSIDE] = list(dict.fromkeys(homes.get(OUTSIDE, ())))
+                return list(homes.items())
+            self._here = Place(layers.pop(), "") if layers else NOWHERE
+        return []
+
+    def _resize(self, storage: Storage, size: int) -> None:
+        old, block = storage.size, storage.block
+        if size:
+            storage.block = len(self.sizes)
+            self.events.append(storage.block)
+            self.layers.append(self._here.layer)
+            self.sizes.append(size)
+            self.storages.append(storage)
+            self.paths.append(self._here.path)
+            self.homes.append(self._here.layer)
+            self._loose = -1
+        if old:
+            self._release(block)
+        super()._resize(storage, size)
+
+    def _release(self, block: int) -> None:
+        position, layer = len(self.events), self._here.layer
+        if layer == OUTSIDE:
+            # Their order may be that of a hash table: one after the other will do as well.
+            layer = self.homes[block]
+            if self._loose < 0:
+                self._loose = position
+            position = bisect_right(self.events, block, lo=self._loose, key=lambda event: ~event)
+        self.events.insert(position, ~block)
+        self.layers.insert(position, layer)
+
+    def _enter(self, module: nn.Module, inputs: object) -> None:
+        if module not in self._modules:
+            self._learn(module)
+        self._stack.append(self._modules[module])
+        self._number()
+
+    def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
+        self._stack.pop()
+        self._number()
+        if not self._stack:
+            self._settled = len(self.events)
+            self._readings.clear()
+
+    def _number(self) -> None:
+        self._numbers.append(torch._C._autograd._get_sequence_nr())
+        self._makers.append(self._stack[-1] if self._stack else NOWHERE)
+
+    def _learn(self, root: nn.Module) -> None:
+        """Place every module of a model that is called for the first time."""
+        layers = {layer: index for index, layer in enumerate(decoder_layers(root))}
+        inside: list[tuple[str, int]] = [
+            (f"{name}.", layers[module])
+            for name, module in root.named_modules()
+            if module in layers
+        ]
+        for name, module in root.named_modules():
+            dotted = f"{name}."
+            prefix, index = next(
+                (found for found in inside if dotted.startswith(found[0])), ("", OUTSIDE)
+            )
+            open_path = _open(prefix) + dotted.removeprefix(prefix)
+            self._modules[module] = Place(index, open_path.rstrip("."))
+        self._settle({module: self._modules[module].layer for module in root.modules()})
+
+    def _settle(self, layers: Mapping[nn.Module, int]) -> None:
+        """Give what was made while a layer was prepared the layer that came of it.
+
+        That is the layer of the tensor that was made from it, or from which it was made, or else
+        of what was made just before it.
+        """
+        # Up to the first batch; what a step makes belongs to no layer unless it says so.
+        steps = (mark.position for mark in self.marks if mark.kind == "step")
+        end = min([at for at in steps if at >= self._settled] or [self.marks[-1].position])
+        homes = {
+            block: layer
+            for module, layer in layers.items()
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None and (block := self._block(tensor)) is not None
+        }
+        for made, read in reversed(self._readings):
+            if made in homes:
+                for block in read:
+                    homes.setdefault(block, homes[made])
+        for made, read in self._readings:
+            found = {homes[block] for block in read if block in homes}
+            if len(found) == 1:
+                homes.setdefault(made, found.pop())
+        self._readings.clear()
+        layer = OUTSIDE
+        for index in range(self._settled, end):
+            event = self.events[index]
+            if 0 <= event < CALL:
+                layer = self.homes[event] = homes.get(event, layer)
+            elif event < 0 and layer == OUTSIDE:
+                self.layers[index] = self.homes[~event]
+                continue
+            self.layers[index] = layer
+        for index in reversed(range(self._settled, end - 1)):
+            if self.events[index] >= CALL:
+                self.layers[index] = self.layers[index + 1]
+        self._settled = max(self._settled, end)
+
+    def _block(self, tensor: Tensor) -> int | None:
+        """The block in which a tensor lies, if it is one of ours."""
+        known = self._known.get(tensor.untyped_storage()._cdata)
+        return None if known is None else known.block
+
+
+def _open(prefix: str) -> str:
+    """`model.layers.3.` as `model.layers.*.`."""
+    return ".".join("*" if part.isdigit() else part for part in prefix.split("."))
+
+
+@cache
+def _name(func: Any) -> str:
+    """`aten.mm.default`, without `torch.ops`."""
+    return str(func)
+
+
+def _specs(tensors: Iterable[Tensor]) -> tuple[Spec, ...]:
+    return tuple(Spec(tuple(tensor.shape), _format(tensor.dtype)) for tensor in tensors)
+
+
+@cache
+def _format(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
