@@ -1,0 +1,31 @@
+"""The devices that a plan can be made for: what their data sheets promise, by id."""
+
+from __future__ import annotations
+
+import difflib
+
+from tradebench.devices.catalogue import DEVICES
+from tradebench.devices.device import GIB, Device, Format
+from tradebench.errors import UserError
+
+__all__ = ["DEVICES", "GIB", "Device", "Format", "find", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """The ids of all devices, sorted."""
+    return tuple(sorted(DEVICES))
+
+
+def find(name: str) -> Device:
+    """The device with this id, in whatever case.
+
+    Raises:
+        UserError: there is none; the sentence says which may be meant, or which there are.
+    """
+    given = name.strip().lower()
+    if given in DEVICES:
+        return DEVICES[given]
+    within = [each for each in names() if given and given in each]
+    close = within or difflib.get_close_matches(given, names(), n=1, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(names())}"
+    raise UserError(f"unknown device {name!r}: {hint}")
