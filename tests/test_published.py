@@ -215,6 +215,38 @@ def test_units_are_converted_as_by_hand(row: str, value: float) -> None:
     assert EXPRESSED[row].value == pytest.approx(value, rel=1e-12)
 
 
+SAID = {
+    "name": "an experiment",
+    "family": "a family",
+    "cause": "A cause.",
+    "differences": [],
+    "counter": "allocated",
+    "moment": "training",
+    "model": {"name": "m", "config": "llama-2-7b"},
+    "budget": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "value"),
+    [
+        # 2,904 tokens per second on each of 64 GPUs, each with one sequence of 8,192
+        ("T112", {"budget": {"batch": 1, "sequence": 8192}}, 8192 / 2904),
+        # 1,388 on four GPUs together
+        ("T013", {"budget": {"batch": 4, "sequence": 2048}}, 4 * 4 * 2048 / 1388),
+        # 667 s for 1,024 sequences, eight on each of four GPUs
+        ("T054", {"budget": {"batch": 8, "sequence": 2048}, "sequences": 1024}, 667 * 32 / 1024),
+    ],
+)
+def test_times_of_several_gpus_are_those_of_a_step_of_all(
+    row: str, more: dict[str, Any], value: float
+) -> None:
+    found = expression.express(ROWS[row], {**SAID, "counter": "step", "settings": {}, **more}, {})
+
+    assert isinstance(found, Expressed)
+    assert found.value == pytest.approx(value, rel=1e-12)
+
+
 def test_a_unit_is_overruled_only_where_it_contradicts_arithmetic() -> None:
     parameters = 6_738_415_616
     held = 4 * 2 * parameters  # weights, gradients and two moments in 16 bits
@@ -231,22 +263,12 @@ def test_a_peak_below_what_it_must_hold_is_refused(row: str, parameters: int) ->
 
 
 def test_an_unknown_technique_or_a_conflict_refuses_a_row_with_its_reason() -> None:
-    said = {
-        "name": "an experiment",
-        "family": "a family",
-        "cause": "A cause.",
-        "differences": [],
-        "counter": "allocated",
-        "moment": "training",
-        "model": {"name": "m", "config": "llama-2-7b"},
-        "budget": {},
-    }
     unknown = {"precision": {"method": "bf16"}, "quantization": {"method": "dreamt"}}
     illegal = {"precision": {"method": "bf16"}, "quantization": {"method": "nf4"}}
     reasons = [
         found.reason
         for found in (
-            expression.express(ROWS["M096"], {**said, "settings": settings}, {})
+            expression.express(ROWS["M096"], {**SAID, "settings": settings}, {})
             for settings in (unknown, illegal)
         )
         if not isinstance(found, Expressed)

@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 FILE = Path(__file__).parent / "rows.csv"
 
-# A unit in bytes or seconds. GB is what a thousand million bytes are where a source does not
-# contradict itself.
+# A unit in bytes or seconds. A GB is 10^9 bytes, unless expressed.yaml says why it cannot be.
 UNITS = {"GB": 1e9, "GB(as labelled)": 1e9, "GiB": float(2**30), "s": 1.0, "min": 60.0}
 
 
@@ -29,7 +28,7 @@ class Row(BaseModel):
     words. `confidence` is A where every setting is given by the source, B where one is inferred.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     kind: Literal["memory", "throughput"]
