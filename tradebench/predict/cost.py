@@ -1,0 +1,135 @@
+"""Seconds of one operation on a device: a roofline from its data sheet, or what was measured.
+
+A kernel takes as long as its arithmetic or its memory traffic, whichever is longer, and a moment to
+start. Without a calibration the shares of the data sheet's rates that kernels reach are the
+constants below, wide enough for any device and shape of the catalogue: such a prediction ranks
+techniques, it does not time them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from tradebench.devices import Device
+from tradebench.predict.calibration import Calibration
+from tradebench.predict.flops import arithmetic, attention, flops, packet, product
+from tradebench.predict.interval import NOTHING, Interval, exactly
+from tradebench.predict.operations import Operation, Spec
+from tradebench.predict.traffic import FREE, traffic
+
+Bound = Literal["compute", "bandwidth", "launch"]
+
+# Share of the dense rate that a matrix product reaches. The best products of 16 bits that a search
+# over shapes found reach 86 % (A100 SXM), 80 % (H100 SXM, H200), 78 % (B200) and 60 % (MI300X):
+# "Maximum Achievable Matmul FLOPS", Bekman, Machine Learning Engineering Open Book. A model's own
+# shapes stay below the best.
+PRODUCT_SHARE = Interval(0.45, 0.68, 0.88)
+# The same for flash attention, forward and backward: up to 73 % and 63 % on an A100 (Dao 2023,
+# arXiv:2307.08691), 35 % of an H100 by the same kernels and up to 75 % by later ones (Shah et al.
+# 2024, arXiv:2407.08608); short sequences stay below.
+ATTENTION_SHARE = Interval(0.20, 0.42, 0.75)
+# Share of the memory bandwidth that streaming kernels reach: an estimate. Reductions, casts and
+# short tensors stay below a plain copy.
+BANDWIDTH_SHARE = Interval(0.55, 0.80, 0.93)
+# From the end of one queued kernel to full speed of the next, and the host's time for one
+# operation of eager torch, autograd and Python's share included: estimates.
+KERNEL_SECONDS = Interval(1e-6, 2.5e-6, 5e-6)
+CALL_SECONDS = Interval(4e-6, 10e-6, 20e-6)
+# What the host's time for a call in a loop becomes in a model, where modules and hooks come on top.
+CALL_FACTOR = Interval(0.8, 1.5, 3.0)
+
+# bitsandbytes 0.50.2, backends/cuda/ops.py: products of 4-bit weights run in one fused kernel for
+# up to 4 rows of activations, unpack the weight first for more than 1536, and are decided by tables
+# of architectures and shapes between, in favour of what was measured to be faster.
+FUSED_ROWS, UNPACKED_ROWS = 4, 1536
+
+
+class Cost(NamedTuple):
+    """What one call takes, and what decides it."""
+
+    seconds: Interval
+    bound: Bound
+
+
+def cost(operation: Operation, device: Device, calibration: Calibration | None = None) -> Cost:
+    """Seconds of one call on the device alone, and what bounds it.
+
+    Collectives are no work of one device: see `collectives`.
+    """
+    name = packet(operation)
+    if name in FREE or not (operation.inputs or operation.outputs):
+        return Cost(NOTHING, "launch")
+    if name == "bitsandbytes.gemm_4bit":
+        return _packed_product(operation, device, calibration)
+    promised = _promised(operation, device)
+    measured = None if calibration is None else _measured(operation, calibration)
+    if calibration is None or measured is None:
+        return promised
+    # No table makes a kernel faster than memory is.
+    found = measured.or_more(exactly(traffic(operation) / device.bandwidth))
+    small = found.value < 2 * calibration.kernel_seconds
+    return Cost(found, "launch" if small else promised.bound)
+
+
+def seconds(
+    operation: Operation, device: Device, calibration: Calibration | None = None
+) -> Interval:
+    """Seconds of one call on the device alone."""
+    return cost(operation, device, calibration).seconds
+
+
+def _promised(operation: Operation, device: Device) -> Cost:
+    """By the data sheet: the longer of arithmetic and traffic, and a start."""
+    # A format without units of its own is widened to 16 bits on the way in.
+    rate = device.rates.get(arithmetic(operation), device.rates["bf16"])
+    share = PRODUCT_SHARE if attention(operation) is None else ATTENTION_SHARE
+    compute = exactly(flops(operation)).per(share.times(rate))
+    memory = exactly(traffic(operation)).per(BANDWIDTH_SHARE.times(device.bandwidth))
+    work = compute.or_more(memory)
+    bound: Bound = "compute" if compute.value > memory.value else "bandwidth"
+    if KERNEL_SECONDS.value > work.value:
+        bound = "launch"
+    return Cost(work + KERNEL_SECONDS, bound)
+
+
+def _measured(operation: Operation, calibration: Calibration) -> Interval | None:
+    """By the tables of a calibration, where they have anything alike."""
+    shape, attended = product(operation), attention(operation)
+    if shape is not None:
+        batch, m, n, k = shape
+        # Batches of small products are nothing like one product.
+        return calibration.product_seconds(arithmetic(operation), m, n, k) if batch == 1 else None
+    if attended is not None:
+        return calibration.attention_seconds(
+            arithmetic(operation),
+            attended.query.shape[-1],
+            attended.query.shape[-2],
+            flops(operation),
+            backward=attended.backward,
+        )
+    if packet(operation) == "bitsandbytes.dequantize_4bit":
+        # An `.out` overload returns nothing; what it writes is its last argument.
+        unpacked = (operation.outputs or operation.inputs[-1:])[0]
+        return calibration.dequantize_seconds(unpacked.elements)
+    return calibration.copy_seconds(max(1, traffic(operation)))
+
+
+def _packed_product(operation: Operation, device: Device, calibration: Calibration | None) -> Cost:
+    """A product with a 4-bit weight: fused, or unpacked first and multiplied then."""
+    shape = product(operation)
+    assert shape is not None, operation.name
+    _, m, n, k = shape
+    fused = _promised(operation, device)
+    if m <= FUSED_ROWS:
+        return fused
+    format = operation.inputs[0].dtype
+    weight, output = Spec((n, k), format), Spec((m, n), format)
+    unpack = Operation("bitsandbytes.dequantize_4bit.default", operation.inputs[1:], (weight,))
+    multiply = Operation("aten.mm.default", (Spec((m, k), format), Spec((k, n), format)), (output,))
+    unpacked, multiplied = (cost(each, device, calibration) for each in (unpack, multiply))
+    both = unpacked.seconds + multiplied.seconds
+    if m <= UNPACKED_ROWS:
+        # Only where it is faster does the library fuse.
+        both = Interval(min(fused.seconds.low, both.low), both.value, both.high)
+    longer = max(unpacked, multiplied, key=lambda each: each.seconds.value)
+    return Cost(both, longer.bound)
