@@ -18,6 +18,7 @@ from tradebench.predict.cost import (
 )
 from tradebench.predict.interval import NOTHING
 from tradebench.predict.operations import Operation, Spec
+from tradebench.predict.traffic import traffic
 
 H100, A100, L4 = find("h100-80gb"), find("a100-80gb"), find("l4-24gb")
 sizes = st.integers(1, 20000)
@@ -60,7 +61,7 @@ def attend(sequence: int, *, backward: bool = False) -> Operation:
 
 def test_a_large_product_takes_its_flops_at_a_share_of_the_rate() -> None:
     found = cost(matrix(8192, 28672, 8192), H100)
-    ideal = 2 * 8192 * 28672 * 8192 / 989.4e12
+    ideal = 2 * 8192 * 28672 * 8192 / (0.80 * 989.4e12)
 
     assert found.bound == "compute"
     assert found.seconds.value == pytest.approx(ideal / PRODUCT_SHARE.value + KERNEL_SECONDS.value)
@@ -104,6 +105,14 @@ def test_what_runs_no_kernel_takes_nothing(name: str) -> None:
     spec = (Spec((8,), "float32"),)
 
     assert seconds(Operation(name, spec, spec), H100) == NOTHING
+
+
+def test_what_is_made_of_nothing_takes_what_it_writes() -> None:
+    numbers = Operation("aten.arange.default", (), (Spec((10**9,), "int64"),))
+
+    assert seconds(numbers, H100).value == pytest.approx(
+        8e9 / (BANDWIDTH_SHARE.value * 3.35e12) + KERNEL_SECONDS.value
+    )
 
 
 def test_each_format_runs_at_its_own_rate() -> None:
@@ -234,10 +243,17 @@ def test_a_packed_product_is_the_sum_of_what_was_measured() -> None:
     assert seconds(packed(4096, 8192, 8192), H100, known).value == pytest.approx(9.7e-4)
 
 
-def test_no_table_makes_a_kernel_faster_than_memory() -> None:
-    known = calibration(copies=(Sized(size=1000, seconds=1e-12),))
+def test_no_table_makes_a_product_faster_than_its_traffic() -> None:
+    known = calibration(products=(measured(8192, 8192, 8192, 1.6e-3),))
+    narrow = matrix(8192, 16, 8192)
 
-    assert seconds(cast(10**6), H100, known).low == 6e6 / H100.bandwidth
+    assert seconds(narrow, H100, known).low == traffic(narrow) / H100.bandwidth
+
+
+def test_a_small_copy_may_be_faster_than_memory() -> None:
+    known = calibration(copies=(Sized(size=10**5, seconds=1e-8), Sized(size=10**7, seconds=1e-6)))
+
+    assert seconds(cast(10**6), H100, known).value < 6e6 / H100.bandwidth
 
 
 def test_what_was_not_measured_stays_with_the_sheet() -> None:

@@ -2,8 +2,9 @@
 
 A kernel takes as long as its arithmetic or its memory traffic, whichever is longer, and a moment to
 start. Without a calibration the shares of the data sheet's rates that kernels reach are the
-constants below, wide enough for any device and shape of the catalogue: such a prediction ranks
-techniques, it does not time them.
+constants below, wide enough for any device of the catalogue: such a prediction ranks techniques
+rather than times them. They belong to eager kernels, one per operation; a compiler that fuses them
+spares traffic that is counted here.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from tradebench.predict.traffic import FREE, traffic
 
 Bound = Literal["compute", "bandwidth", "launch"]
 
-# Share of the dense rate that a matrix product reaches. The best products of 16 bits that a search
-# over shapes found reach 86 % (A100 SXM), 80 % (H100 SXM, H200), 78 % (B200) and 60 % (MI300X):
-# "Maximum Achievable Matmul FLOPS", Bekman, Machine Learning Engineering Open Book. A model's own
-# shapes stay below the best.
-PRODUCT_SHARE = Interval(0.45, 0.68, 0.88)
-# The same for flash attention, forward and backward: up to 73 % and 63 % on an A100 (Dao 2023,
-# arXiv:2307.08691), 35 % of an H100 by the same kernels and up to 75 % by later ones (Shah et al.
-# 2024, arXiv:2407.08608); short sequences stay below.
+# Share of the dense rate that the best of many products of 16 bits reached, by architecture: A100
+# SXM, H100 SXM and H200, B200, MI300X ("Maximum Achievable Matmul FLOPS", Bekman, Machine Learning
+# Engineering Open Book). Where nothing was published, the middle of these stands in.
+BEST_PRODUCT = {"sm_80": 0.86, "sm_90": 0.80, "sm_100": 0.78, "gfx942": 0.60}
+BEST_ELSEWHERE = 0.80
+# How a model's own large shapes compare with the best: an estimate.
+PRODUCT_SHARE = Interval(0.55, 0.85, 1.0)
+# Share of the dense rate in flash attention, forward and backward: up to 73 % and 63 % on an A100
+# (Dao 2023, arXiv:2307.08691), 35 % of an H100 by the same kernels and up to 75 % by later ones
+# (Shah et al. 2024, arXiv:2407.08608); short sequences stay below.
 ATTENTION_SHARE = Interval(0.20, 0.42, 0.75)
 # Share of the memory bandwidth that streaming kernels reach: an estimate. Reductions, casts and
 # short tensors stay below a plain copy.
@@ -65,8 +68,11 @@ def cost(operation: Operation, device: Device, calibration: Calibration | None =
     measured = None if calibration is None else _measured(operation, calibration)
     if calibration is None or measured is None:
         return promised
-    # No table makes a kernel faster than memory is.
-    found = measured.or_more(exactly(traffic(operation) / device.bandwidth))
+    found = measured
+    if product(operation) is not None:
+        # A shape that only resembles a measured one may have more traffic for its arithmetic.
+        # Small copies are left alone: they find their data in a cache, in a model as when measured.
+        found = measured.or_more(exactly(traffic(operation) / device.bandwidth))
     small = found.value < 2 * calibration.kernel_seconds
     return Cost(found, "launch" if small else promised.bound)
 
@@ -82,7 +88,8 @@ def _promised(operation: Operation, device: Device) -> Cost:
     """By the data sheet: the longer of arithmetic and traffic, and a start."""
     # A format without units of its own is widened to 16 bits on the way in.
     rate = device.rates.get(arithmetic(operation), device.rates["bf16"])
-    share = PRODUCT_SHARE if attention(operation) is None else ATTENTION_SHARE
+    best = BEST_PRODUCT.get(device.architecture, BEST_ELSEWHERE)
+    share = PRODUCT_SHARE.times(best) if attention(operation) is None else ATTENTION_SHARE
     compute = exactly(flops(operation)).per(share.times(rate))
     memory = exactly(traffic(operation)).per(BANDWIDTH_SHARE.times(device.bandwidth))
     work = compute.or_more(memory)

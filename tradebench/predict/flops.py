@@ -112,10 +112,8 @@ def attention(operation: Operation) -> Attention | None:
 
 
 def arithmetic(operation: Operation) -> Format:
-    """The format whose rate an operation's products run at: that of its narrower factor."""
+    """The format whose rate an operation runs at: that of its left factor, or its first tensor."""
     name = packet(operation)
-    if name in LIBRARY_PRODUCTS:
-        factor = operation.inputs[LIBRARY_PRODUCTS[name]]
-    else:
-        factor = operation.inputs[PRODUCTS.get(name, (0, 0))[0]]
-    return FORMATS.get(factor.dtype, "fp32")
+    place = LIBRARY_PRODUCTS.get(name, PRODUCTS.get(name, (0, 1))[0])
+    factors = operation.inputs[place : place + 1]
+    return FORMATS.get(factors[0].dtype, "fp32") if factors else "fp32"
