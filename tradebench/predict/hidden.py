@@ -1,0 +1,490 @@
+"""Hidden memory: what kernels of a GPU allocate inside one operation, where no dispatcher sees it.
+
+A trace has what operations return. A kernel may ask the allocator for more while it runs: a 4-bit
+weight made 16 bits wide, the sums that attention's backward adds up in fp32. Each row of the table
+gives such buffers as a function of the operation's shapes, with where that is known from. Nobody
+has run them against a GPU yet, so nothing here is `verified`.
+
+A trace made on a CPU names attention after the CPU's kernel. What runs in its place is torch's
+choice (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): cuDNN first on Hopper and on
+data-centre Blackwell, since the CUDA 13 wheels of torch 2.13 bring cuDNN 9.20 and 9.15.1 is enough
+for that; flash attention 2 elsewhere; and the memory-efficient kernel for fp32 and, without cuDNN,
+for masks. All keep one fp32 number per head and row for the backward, as the CPU's kernel does.
+
+Left out, after reading their code, because they take nothing or a fraction of a percent of what
+they return: softmax and loss, norms written in Python, in-place optimizers (their tables travel as
+kernel arguments), cumulative sums, topk's histograms, indices of a few tokens, random states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tradebench.predict.operations import Operation, Spec
+
+When = Literal["before", "after"]
+# measured: read off a GPU. source: the allocation is in code that was read. assumed: a bound, or
+# what other kernels of the same kind do; the code is closed or depends on more than shapes.
+Evidence = Literal["measured", "source", "assumed"]
+
+FLOAT, HALF, INT32 = 4, 2, 4  # bytes
+
+
+class Buffer(NamedTuple):
+    """One allocation inside an operation, `when` its outputs are not yet or already allocated.
+
+    `verified` says whether a GPU run has confirmed the bytes.
+    """
+
+    bytes: int
+    provenance: str
+    verified: bool
+    when: When
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A buffer of some operations: its size (0: none) by the operation and the architecture."""
+
+    operations: frozenset[str]
+    size: Callable[[Operation, str], int]
+    when: When
+    evidence: Evidence
+    provenance: str
+
+    def buffer(self, operation: Operation, architecture: str) -> Buffer | None:
+        """The buffer of one operation, if it has one."""
+        if operation.name not in self.operations:
+            return None
+        size = self.size(operation, architecture)
+        verified = self.evidence == "measured"
+        return Buffer(size, self.provenance, verified, self.when) if size else None
+
+
+def hidden(operation: Operation, architecture: str) -> tuple[Buffer, ...]:
+    """What the operation holds while it runs, in the order in which it is asked for.
+
+    All of it is released when the operation ends. `architecture` is a compiler's name for a GPU
+    (sm_90, gfx942).
+    """
+    found = (row.buffer(operation, architecture) for row in TEMPORARY)
+    return tuple(buffer for buffer in found if buffer is not None)
+
+
+def persistent(operation: Operation, architecture: str) -> tuple[Buffer, ...]:
+    """What the first operation of this kind makes for good, once for every thread of the host.
+
+    Workspaces belong to a handle of the library, and every thread has its own: training has one
+    for its forward passes and one for autograd's.
+    """
+    found = (row.buffer(operation, architecture) for row in WORKSPACES)
+    return tuple(buffer for buffer in found if buffer is not None)
+
+
+def _vendor(architecture: str) -> Literal["nvidia", "amd"]:
+    return "amd" if architecture.startswith("gfx") else "nvidia"
+
+
+def _round(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+# 4-bit products (bitsandbytes 0.50.2, backends/cuda/ops.py).
+
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # weights that may share a scale
+FEW = 4  # rows that the fused kernel always takes
+FEW_WIDE = 7  # and in fp32, which has no tensor cores: these and no more
+LARGE = 4 * 2**20  # weights from which the tiers hold
+TILE = 64  # columns of a weight that one block of threads works on
+# Above how many waves of blocks the fused kernel is chosen, and for how many rows at most. Where
+# the choice depends on more, or the weight is not LARGE, the weight is taken to be made wide: the
+# larger case. So no row counts above 256 are fused here; in truth some small weights are, up to
+# 1536 rows.
+FUSED = {
+    "sm_80": ((3, 128), (1, 32)),
+    "sm_86": ((1, 128), (0.5, 64), (0, 16)),
+    "sm_89": ((3, 256), (2, 128), (0.8, 64), (0, 8)),
+    "sm_90": ((3, 64), (2, 48), (1, 32), (0.75, 16)),
+    "sm_100": ((3, 32),),
+    "sm_120": ((3, 256), (2, 128), (0.8, 64), (0, 8)),
+}
+# Multiprocessors of the largest chip (A100, RTX A6000, L40S, H100, B200, RTX PRO 6000 in their data
+# sheets). Smaller ones have more waves, and fuse more.
+MULTIPROCESSORS = {
+    "sm_80": 108,
+    "sm_86": 84,
+    "sm_89": 142,
+    "sm_90": 132,
+    "sm_100": 148,
+    "sm_120": 188,
+}
+
+
+class _FourBit(NamedTuple):
+    """m x k activations times k x n weights, of which `scales` share a scale with none other."""
+
+    m: int
+    n: int
+    k: int
+    scales: int
+    nested: bool
+    format: str
+
+    @classmethod
+    def of(cls, operation: Operation) -> _FourBit:
+        """Read from the tensors: activations, packed weight, scales, and codes where nested."""
+        activations, _, absmax, *others = operation.inputs
+        codes = next((spec for spec in others if spec.dtype == "uint8"), None)
+        k = activations.shape[-1]
+        return cls(
+            m=activations.elements // k,
+            n=operation.outputs[0].shape[-1],
+            k=k,
+            scales=(codes or absmax).elements,
+            nested=codes is not None,
+            format=activations.dtype,
+        )
+
+    def widened(self, architecture: str) -> bool:
+        """Whether the weight is made wide and multiplied as any other, not in the fused kernel."""
+        weights = self.n * self.k
+        block = next(size for size in BLOCKS if -(-weights // size) <= self.scales)
+        if self.k % block:
+            return True
+        if self.m <= FEW:
+            return False
+        if self.format == "float32":
+            return self.m > FEW_WIDE
+        if weights < LARGE or architecture not in FUSED:
+            return True
+        waves = -(-self.n // TILE) / MULTIPROCESSORS[architecture]
+        rows = next((rows for least, rows in FUSED[architecture] if waves >= least), 0)
+        return self.m > rows
+
+
+def _wide_scales(operation: Operation, architecture: str) -> int:
+    product = _FourBit.of(operation)
+    return product.scales * FLOAT * (product.nested and product.widened(architecture))
+
+
+def _wide_weight(operation: Operation, architecture: str) -> int:
+    product = _FourBit.of(operation)
+    weight = Spec((product.n, product.k), product.format)
+    return weight.bytes * product.widened(architecture)
+
+
+# 8-bit products (bitsandbytes 0.50.2, backends/cuda/ops.py and backends/default/ops.py).
+
+
+def _searched(operation: Operation) -> int:
+    """Elements in which outliers are searched: those of weights are not, and there is no list."""
+    return operation.inputs[0].elements * (len(operation.outputs) == 3)
+
+
+def _half_answer(operation: Operation) -> int:
+    """The kernel answers in fp16; any other format is cast from that."""
+    answer = operation.outputs[0]
+    return answer.elements * HALF * (answer.dtype != "float16")
+
+
+# Attention's backward.
+
+Kernel = Literal["cudnn", "flash", "efficient", "aotriton"]
+CUDNN_FIRST = ("sm_90", "sm_100")
+CUDNN_WIDTH, FLASH_WIDTH = 128, 256  # the widest head each takes
+# How far shapes are rounded up: rows by flash attention, rows and width by the efficient kernel.
+FLASH_ROWS, EFFICIENT_ROWS, EFFICIENT_WIDTH = 128, 64, 32
+
+
+class _Attention(NamedTuple):
+    """Shapes of an attention: heads of queries and of keys, rows, and the width of a head."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    rows: int
+    keys: int
+    width: int
+    format: str
+    masked: bool
+
+    @classmethod
+    def of(cls, operation: Operation) -> _Attention:
+        """Read from the backward's tensors: gradient, query, key, value, output, logsumexp, mask.
+
+        The GPU's own operations have random states where the CPU's has a mask.
+        """
+        query, key = operation.inputs[1:3]
+        batch, heads, rows, width = query.shape
+        return cls(
+            batch=batch,
+            heads=heads,
+            kv_heads=key.shape[1],
+            rows=rows,
+            keys=key.shape[2],
+            width=width,
+            format=query.dtype,
+            masked=operation.name == CPU_BACKWARD and len(operation.inputs) > 6,
+        )
+
+    def kernel(self, operation: Operation, architecture: str) -> Kernel:
+        """Which kernel works it out."""
+        if operation.name in NAMED:
+            return NAMED[operation.name]
+        if _vendor(architecture) == "amd":
+            return "aotriton"
+        half = self.format in ("bfloat16", "float16")
+        if half and architecture in CUDNN_FIRST and self.width <= CUDNN_WIDTH:
+            return "cudnn"
+        return "flash" if half and not self.masked and self.width <= FLASH_WIDTH else "efficient"
+
+    @property
+    def numbers(self) -> int:
+        """One for each head and row."""
+        return self.batch * self.heads * self.rows
+
+    @property
+    def flash_width(self) -> int:
+        """The width of a head as flash attention rounds it up."""
+        return _round(self.width, 32 if self.width <= 128 else 64)
+
+    @property
+    def all_heads(self) -> int:
+        """Bytes of the keys, if every head of the queries had its own; 0 if every one has."""
+        shared = self.heads != self.kv_heads
+        return self.batch * self.heads * self.keys * self.width * HALF * shared
+
+
+CPU_BACKWARD = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
+NAMED: dict[str, Kernel] = {
+    "aten._scaled_dot_product_flash_attention_backward.default": "flash",
+    "aten._scaled_dot_product_cudnn_attention_backward.default": "cudnn",
+    "aten._scaled_dot_product_efficient_attention_backward.default": "efficient",
+}
+
+
+def _in(kernel: Kernel, size: Callable[[_Attention], int]) -> Callable[[Operation, str], int]:
+    """A size that only one of the kernels needs."""
+
+    def sized(operation: Operation, architecture: str) -> int:
+        attention = _Attention.of(operation)
+        return size(attention) if attention.kernel(operation, architecture) == kernel else 0
+
+    return sized
+
+
+def _flash_rows(attention: _Attention) -> int:
+    rows = _round(attention.rows, FLASH_ROWS)
+    return attention.batch * attention.heads * rows * FLOAT
+
+
+def _flash_gradient(attention: _Attention) -> int:
+    return _flash_rows(attention) * attention.flash_width
+
+
+def _cudnn_workspace(attention: _Attention) -> int:
+    own = attention.numbers * (attention.width + 1) * FLOAT
+    return own + 2 * attention.all_heads
+
+
+def _efficient_workspace(attention: _Attention) -> int:
+    rows = _round(attention.rows, EFFICIENT_ROWS)
+    width = _round(attention.width, EFFICIENT_WIDTH)
+    return attention.batch * attention.heads * rows * width * FLOAT
+
+
+# The gradient of an embedding (aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu).
+
+FEW_TOKENS = 3072  # up to here one kernel adds all up in place
+SEGMENT = 10  # tokens of one kind that are added up together
+
+
+def _embedding_segments(operation: Operation, architecture: str) -> int:
+    tokens, (words, width) = operation.inputs[1].elements, operation.outputs[0].shape
+    segments = tokens // SEGMENT + min(tokens, words)
+    return segments * width * FLOAT * (tokens > FEW_TOKENS)
+
+
+# Workspaces of matrix products (aten/src/ATen/cuda/CublasHandlePool.cpp).
+
+PRODUCTS = frozenset(
+    f"aten.{name}.default"
+    for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul")
+)
+WIDE_WORKSPACE = 32 * 2**20
+SMALL_WORKSPACE = (2 * 4096 + 8 * 16) * 2**10  # CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8
+HIPBLAS_WORKSPACE, HIPBLASLT_WORKSPACE = 128 * 2**20, 76 * 2**20
+AMPERE_AND_ADA = ("sm_80", "sm_86", "sm_89")
+
+
+def _multiplies(operation: Operation, architecture: str) -> bool:
+    """Whether the operation ends in the vendor's library of products."""
+    if operation.name == "bitsandbytes.gemm_4bit.default":
+        return _FourBit.of(operation).widened(architecture)
+    return operation.name in PRODUCTS
+
+
+def _cublas(operation: Operation, architecture: str) -> int:
+    if _vendor(architecture) == "amd" or not _multiplies(operation, architecture):
+        return 0
+    return SMALL_WORKSPACE if architecture in AMPERE_AND_ADA else WIDE_WORKSPACE
+
+
+def _hipblas(operation: Operation, architecture: str) -> int:
+    amd = _vendor(architecture) == "amd" and _multiplies(operation, architecture)
+    return (HIPBLAS_WORKSPACE + HIPBLASLT_WORKSPACE) * amd
+
+
+GEMM_4BIT = frozenset({"bitsandbytes.gemm_4bit.default"})
+QUANTIZE_8BIT = frozenset({"bitsandbytes.int8_vectorwise_quant.default"})
+GEMM_8BIT = frozenset(
+    {"bitsandbytes.int8_scaled_mm.default", "bitsandbytes.int8_mixed_scaled_mm.default"}
+)
+BACKWARD = frozenset({CPU_BACKWARD, *NAMED})
+
+# In the order in which a kernel asks for them.
+TEMPORARY = (
+    Row(
+        operations=GEMM_4BIT,
+        size=_wide_scales,
+        when="before",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 makes quantized scales fp32 before it makes a 4-bit weight "
+        "wide",
+    ),
+    Row(
+        operations=GEMM_4BIT,
+        size=_wide_scales,
+        when="before",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 adds the scales' mean into a second copy of them",
+    ),
+    Row(
+        operations=GEMM_4BIT,
+        size=_wide_weight,
+        when="before",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 makes a 4-bit weight wide inside its product for many rows",
+    ),
+    Row(
+        operations=QUANTIZE_8BIT,
+        size=lambda operation, _: _searched(operation) * HALF,
+        when="after",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 takes absolute values in fp16 to look for outliers",
+    ),
+    Row(
+        operations=QUANTIZE_8BIT,
+        size=lambda operation, _: _searched(operation),
+        when="after",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 marks outliers in a mask of all activations",
+    ),
+    Row(
+        operations=GEMM_8BIT,
+        size=lambda operation, _: operation.outputs[0].elements * INT32,
+        when="before",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 multiplies 8-bit matrices into 32-bit integers",
+    ),
+    Row(
+        operations=GEMM_8BIT,
+        size=lambda operation, _: _half_answer(operation),
+        when="before",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 scales 8-bit products in fp16 before any other format",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("flash", _flash_rows),
+        when="after",
+        evidence="source",
+        provenance="flash attention's backward holds one fp32 sum per head and row "
+        "(flash_api.cpp, mha_bwd: softmax_d)",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("flash", _flash_gradient),
+        when="after",
+        evidence="source",
+        provenance="flash attention's backward adds up the queries' gradient in fp32 "
+        "(flash_api.cpp, mha_bwd: dq_accum)",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("flash", lambda attention: attention.all_heads),
+        when="after",
+        evidence="source",
+        provenance="flash attention's backward gives every head its own gradient of the keys "
+        "(flash_api.cpp, mha_bwd: dk_expanded)",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("flash", lambda attention: attention.all_heads),
+        when="after",
+        evidence="source",
+        provenance="flash attention's backward gives every head its own gradient of the values "
+        "(flash_api.cpp, mha_bwd: dv_expanded)",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("cudnn", _cudnn_workspace),
+        when="after",
+        evidence="assumed",
+        provenance="cuDNN's attention backward has one workspace: the queries' gradient and a sum "
+        "per head and row in fp32 (cudnn-frontend, CompositeSDPABackwardNode), and, as in its open "
+        "kernels, keys' and values' gradients of every head",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("efficient", lambda attention: attention.numbers * FLOAT),
+        when="after",
+        evidence="source",
+        provenance="memory-efficient attention's backward holds one fp32 sum per head and row "
+        "(attention_backward.cu: delta)",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("efficient", _efficient_workspace),
+        when="after",
+        evidence="assumed",
+        provenance="memory-efficient attention's backward adds up the queries' gradient in fp32 "
+        "(kernel_backward.h: workspace_elements_gq; its tiles are rounded as those of one kernel)",
+    ),
+    Row(
+        operations=BACKWARD,
+        size=_in("aotriton", lambda attention: attention.numbers * FLOAT),
+        when="after",
+        evidence="assumed",
+        provenance="AOTriton's attention backward holds one fp32 sum per head and row "
+        "(attention_backward.cu: delta)",
+    ),
+    Row(
+        operations=frozenset({"aten.embedding_dense_backward.default"}),
+        size=_embedding_segments,
+        when="after",
+        evidence="source",
+        provenance="the gradient of an embedding is added up by segments in fp32 "
+        "(EmbeddingBackwardKernel.cu: grad_weight_per_segment)",
+    ),
+)
+WORKSPACES = (
+    Row(
+        operations=PRODUCTS | GEMM_4BIT,
+        size=_cublas,
+        when="after",
+        evidence="source",
+        provenance="cuBLAS keeps a workspace, which cuBLASLt shares "
+        "(CublasHandlePool.cpp: parseChosenWorkspaceSize)",
+    ),
+    Row(
+        operations=PRODUCTS | GEMM_4BIT,
+        size=_hipblas,
+        when="after",
+        evidence="source",
+        provenance="hipBLAS and hipBLASLt keep a workspace each "
+        "(CublasHandlePool.cpp: parseChosenWorkspaceSize, parseCUDABlasLtWorkspaceSize)",
+    ),
+)
