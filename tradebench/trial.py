@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
@@ -125,6 +126,11 @@ class Trial(BaseModel):
     def label(self) -> str:
         """What people read: the techniques in order, or `baseline` where there are none."""
         return " + ".join(part.label for part in self.techniques) or "baseline"
+
+    @property
+    def ranks(self) -> int:
+        """How many processes the trial runs in; each trains on batches of its own."""
+        return math.prod(part.ranks for part in self.techniques)
 
     def payload(self) -> dict[str, Any]:
         """Everything that the id is made of, as JSON."""

@@ -191,6 +191,11 @@ class Technique(BaseModel):
         """This technique on another number of layers, each treated as its kind says."""
         return self
 
+    @property
+    def ranks(self) -> int:
+        """How many processes it takes to apply this technique."""
+        return 1
+
     # Before torch is imported.
 
     def conflicts(self, trial: Trial) -> list[str]:
