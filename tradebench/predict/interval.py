@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The value that is expected, and between what it lies in 19 cases of 20.
+    """The value that is expected, and between what it is meant to lie in 19 cases of 20.
 
     Sums add ends to ends. What makes one kernel slower than expected makes its fellows slower too,
     so that errors of a prediction do not cancel, and roots of sums of squares would be too narrow.
