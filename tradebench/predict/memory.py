@@ -12,7 +12,7 @@ from torch import nn
 
 from tradebench.errors import UserError
 from tradebench.program.measure import rehearse
-from tradebench.program.model import build_model, load_tokenizer, plan_loading, stored_dtype
+from tradebench.program.model import lay_out, load_tokenizer, plan_loading, stored_dtype
 from tradebench.program.perform import Load, Materials, gather
 from tradebench.result import Outcome
 from tradebench.techniques import LoadRequest, Stage
@@ -86,7 +86,7 @@ def reach(trial: Trial) -> Reached:
 
 def _loader(trial: Trial, request: LoadRequest) -> Load:
     """Loads the fake model; its shapes are laid out here, outside the fake world."""
-    skeleton = build_model(trial.model, request.dtype, "meta")
+    skeleton = lay_out(trial.model, request)
     stored = stored_dtype(trial.model)
 
     def quantize(dense: nn.Module) -> nn.Module:

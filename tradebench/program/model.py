@@ -7,27 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tradebench import configs, reference
 from tradebench.errors import UserError
 from tradebench.techniques import LoadRequest, Stage
 from tradebench.trial import Model, Trial
+from tradebench.worlds.skeleton import Absent, fill, leave_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DEVIATION = 0.02  # of random weights, where a config names none: the default of transformers
+
 
 def plan_loading(trial: Trial, device: str) -> LoadRequest:
     """What every technique together asks of the loading, in stage order."""
-    compressing = list(trial.between(Stage.PRUNE, Stage.FACTOR))
+    compressing = any(trial.between(Stage.PRUNE, Stage.FACTOR))
+    random = trial.model.weights == "random"
     request = LoadRequest(
         device=device,
         dtype=torch.float32,
         compute_dtype=torch.float32,
         # There is no checkpoint to quantize from while loading random weights.
-        dense_first=bool(compressing) or trial.model.weights == "random",
+        dense_first=compressing or random,
+        drawn_late=random
+        and not compressing
+        and any(trial.between(Stage.QUANTIZE, Stage.QUANTIZE)),
     )
     for part in trial.techniques:
         request = part.load(request)
@@ -42,6 +49,8 @@ def load_model(model: Model, request: LoadRequest) -> nn.Module:
     """
     transformers.utils.logging.disable_progress_bar()
     if model.weights == "random":
+        if request.drawn_late:
+            return _draw(lay_out(model, request), request.device)
         return build_model(model, request.dtype, request.device)
     return _ready(_real_weights(model, request))
 
@@ -57,6 +66,37 @@ def build_model(model: Model, dtype: torch.dtype, device: str) -> nn.Module:
         return _ready(
             AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
         )
+
+
+def lay_out(model: Model, request: LoadRequest) -> nn.Module:
+    """The model on `meta`, with shapes only; weights that are drawn late will be.
+
+    Raises:
+        UserError: the config cannot be found or read.
+    """
+    skeleton: Any = build_model(model, request.dtype, "meta")
+    if request.drawn_late:
+        deviation = getattr(skeleton.config, "initializer_range", DEVIATION)
+
+        def draw(meta: Tensor) -> Tensor:
+            data = torch.empty(meta.shape, dtype=meta.dtype, device=request.device)
+            return nn.Parameter(data.normal_(std=deviation), requires_grad=meta.requires_grad)
+
+        leave_out(skeleton, draw)
+    return skeleton  # type: ignore[no-any-return]  # transformers makes its classes at run time
+
+
+def _draw(skeleton: Any, device: str) -> nn.Module:
+    """Give random values to everything but the weights that are absent, in place."""
+    with torch.device(device):
+        fill(skeleton)
+        for layer in skeleton.modules():
+            if isinstance(layer, Absent):
+                vars(layer)["_is_hf_initialized"] = True  # so that transformers leaves it alone
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        skeleton.init_weights()
+    return skeleton  # type: ignore[no-any-return]  # transformers makes its classes at run time
 
 
 def stored_dtype(model: Model) -> torch.dtype | None:

@@ -50,6 +50,8 @@ class Int8(Technique):
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
         """Quantize in place what is still dense."""
+        import torch
+        from bitsandbytes.functional import int8_vectorwise_quant
         from bitsandbytes.nn import Int8Params, Linear8bitLt
 
         def quantize(linear: nn.Linear) -> nn.Module:
@@ -61,10 +63,11 @@ class Int8(Technique):
                 threshold=OUTLIER_THRESHOLD,
                 device="meta",
             )
-            # Quantization happens on the way from the CPU to the device.
+            # As on the way from the CPU to the device, without the way.
+            rows, scales, _ = int8_vectorwise_quant(linear.weight.data.to(torch.float16))
             packed.weight = Int8Params(
-                linear.weight.data.to("cpu"), requires_grad=False, has_fp16_weights=False
-            ).to(request.device)
+                rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales
+            )
             packed.bias = linear.bias
             return packed  # type: ignore[no-any-return]  # bitsandbytes is untyped
 

@@ -51,13 +51,15 @@ class LoadRequest:
 
     `dtype` is what parameters are stored in, `compute_dtype` what matrix products run in.
     `dense_first` says that a technique before quantization needs dense weights, so nothing may be
-    quantized while loading.
+    quantized while loading. `drawn_late` says that random weights of the decoder's linear layers
+    are drawn one by one, as quantization asks for them, so that they never exist all at once.
     """
 
     device: str
     dtype: torch.dtype
     compute_dtype: torch.dtype
     dense_first: bool = False
+    drawn_late: bool = False
     quantization: QuantizationConfigMixin | None = None
 
 
