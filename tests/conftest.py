@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from tradebench.result import Outcome, digest
+from tradebench.techniques import catalogue, techniques
 from tradebench.trial import Trial
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from tradebench.predict.record import Record, RecordingMeter
+
+Settings = Mapping[str, Mapping[str, Any]]
 
 # Set before anything imports torch: one thread keeps losses the same on every machine and leaves
 # the other cores alone. No test may reach the network.
@@ -34,6 +43,118 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ("<|pad|>", "<|unknown|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>")
 LAYERS = 4
+DRAWN, DRAWN_SLOWLY, TRIED = 5, 60, 100
+# What the tiny batch needs to be cut into chunks.
+FITTING = {"chunked": {"tokens": 16}}
+LORA = {"method": "lora", "rank": 4}
+
+
+# The catalogue's settings, for tests that hold for all of it.
+
+
+def examples() -> list[dict[str, Any]]:
+    """Every method at its defaults, and again with each of its switches thrown."""
+    found = []
+    for technique in techniques():
+        for method in technique.methods():
+            plain = {"slot": technique.slot, "method": method, **FITTING.get(method, {})}
+            fields = technique.model_fields.items()
+            switches = [name for name, field in fields if field.annotation is bool]
+            found += [plain, *({**plain, name: True} for name in switches)]
+    return found
+
+
+def settings_of(parts: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings of these examples; the rank of adapters is that of a small model."""
+    found = {}
+    for part in parts:
+        fields = {key: value for key, value in part.items() if key != "slot"}
+        technique = catalogue()[part["slot"]][fields["method"]].model_validate(fields)
+        settings = technique.settings()
+        found[part["slot"]] = settings | ({"rank": 4} if "rank" in settings else {})
+    return found
+
+
+def made(settings: Settings) -> Trial:
+    """A trial of these settings, which is not run."""
+    return Trial.from_payload(
+        {"model": {"name": "reference"}, "budget": {}, "evaluate": {}, "settings": settings}
+    )
+
+
+def named(settings: Settings) -> str:
+    return made(settings).label.replace(" ", "-")
+
+
+def alone() -> list[dict[str, dict[str, Any]]]:
+    """Every example by itself, or beside lora where it cannot train by itself."""
+    found = [settings_of((example,)) for example in examples()]
+    return [
+        {**settings, "adapters": LORA} if made(settings).conflicts() else settings
+        for settings in found
+    ]
+
+
+def drawing() -> Iterator[list[dict[str, Any]]]:
+    """Legal combinations of examples, others whenever the code of a technique changes."""
+    source = random.Random(digest([technique.version() for technique in techniques()]))
+    slots = [
+        [None, *found]
+        for _, group in itertools.groupby(examples(), key=lambda example: example["slot"])
+        for found in [list(group)]
+    ]
+    while True:
+        point = [part for slot in slots if (part := source.choice(slot)) is not None]
+        if len(point) > 1 and not made(settings_of(point)).conflicts():
+            yield point
+
+
+def drawn(count: int) -> list[dict[str, dict[str, Any]]]:
+    """So many combinations."""
+    found: list[dict[str, dict[str, Any]]] = []
+    for settings in map(settings_of, drawing()):
+        if len(found) == count:
+            break
+        if settings not in found:
+            found.append(settings)
+    return found
+
+
+def covering() -> list[dict[str, dict[str, Any]]]:
+    """A few combinations in which every example takes part."""
+    found, missing, points = [], examples(), drawing()
+    while missing:
+        point = max(
+            itertools.islice(points, TRIED),
+            key=lambda parts: sum(part in missing for part in parts),
+        )
+        found.append(settings_of(point))
+        missing = [part for part in missing if part not in point]
+    return found
+
+
+@pytest.fixture(params=[{}, *alone()], ids=named)
+def every_method(request: pytest.FixtureRequest) -> Settings:
+    """The settings of no technique, and of every method with every switch."""
+    return cast("Settings", request.param)
+
+
+@pytest.fixture(params=covering(), ids=named)
+def covering_combination(request: pytest.FixtureRequest) -> Settings:
+    """Settings of several techniques, in which every method and switch occurs."""
+    return cast("Settings", request.param)
+
+
+@pytest.fixture(params=drawn(DRAWN), ids=named)
+def drawn_combination(request: pytest.FixtureRequest) -> Settings:
+    """Settings of several techniques, drawn."""
+    return cast("Settings", request.param)
+
+
+@pytest.fixture(params=drawn(DRAWN_SLOWLY)[DRAWN:], ids=named)
+def further_combination(request: pytest.FixtureRequest) -> Settings:
+    """More of them, for slow tests."""
+    return cast("Settings", request.param)
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +250,71 @@ def tiny_trial(tiny_model_path: str) -> Callable[..., Trial]:
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def quick_collections() -> Iterator[None]:
+    """Leave what the imports made out of garbage collections, of which a rehearsal makes two."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def recording() -> Callable[[Trial], RecordingMeter]:
+    """Takes a trial through the fake world, as deep as it is, and writes everything down."""
+
+    def rehearse(trial: Trial) -> RecordingMeter:
+        from tradebench.predict.memory import perform_fake, reach
+        from tradebench.predict.record import RecordingMeter
+
+        meter = RecordingMeter()
+        perform_fake(trial, reach(trial).materials, meter, Outcome())
+        return meter
+
+    return rehearse
+
+
+@pytest.fixture(scope="session")
+def recorded(recording: Callable[[Trial], RecordingMeter]) -> Callable[[Trial], Record]:
+    """The record of a trial, as deep as it is."""
+
+    def record(trial: Trial) -> Record:
+        from tradebench.predict.record import Record
+
+        return Record.of(recording(trial).tracker)
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def differences() -> Callable[[Record, Record], list[str]]:
+    """Names what differs between two records; where operations are numbered makes no difference."""
+
+    def compare(one: Record, other: Record) -> list[str]:
+        import numpy as np
+
+        ours, theirs = ({**vars(record), **_by_value(record)} for record in (one, other))
+        return [name for name in ours if not np.array_equal(ours[name], theirs[name])]
+
+    return compare
+
+
+def _by_value(record: Record) -> dict[str, Any]:
+    """The parts of a record that are numbered, without their numbers."""
+    import numpy as np
+
+    from tradebench.predict.recorder import CALL
+
+    called = record.events[record.events >= CALL] - CALL
+    return {
+        "events": np.minimum(record.events, CALL),
+        "operations": [record.operations[index] for index in called],
+        "paths": [record.modules[index] for index in record.paths],
+        "modules": None,
+        "marks": list(record.marks),
+    }
 
 
 class SilentMeter:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +33,14 @@ class Template:
     Each event is an operation (`calls` holds it, 0 elsewhere), or it allocates the next block of
     this very piece, or it releases one of some piece: `owners` is that piece, `steps` how many
     layers away it is (or, where `fixed`, which end of the model), and `ordinals` the block's place
-    among those of its piece.
+    among those of its piece. `within` says which events are the layer's own, not of what follows
+    it; what is no part of a sweep is of the first layer, or (`end` is -1) of the last.
     """
 
     calls: Integers
     births: NDArray[np.bool_]
+    within: NDArray[np.bool_]
+    end: int
     owners: Integers
     steps: Integers
     fixed: NDArray[np.bool_]
@@ -109,7 +113,7 @@ def _items(record: Record, layers: int) -> list[Item]:
     start = 0
     for mark in (*record.marks, None):
         end = len(record.events) if mark is None else mark.position
-        items += _sweeps(_pieces(record, start, end), layers)
+        items += _sweeps(_rejoined(_pieces(record, start, end), layers), layers)
         if mark is not None:
             items.append(mark)
         start = end
@@ -122,10 +126,29 @@ def _pieces(record: Record, start: int, end: int) -> list[Piece]:
         return []
     changes = np.flatnonzero(np.diff(record.layers[start:end])) + start + 1
     bounds = [start, *changes.tolist(), end]
-    return [
-        Piece(first, last, int(record.layers[first]))
-        for first, last in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [Piece(first, last, int(record.layers[first])) for first, last in pairwise(bounds)]
+
+
+def _rejoined(pieces: Sequence[Piece], layers: int) -> Sequence[Piece]:
+    """Where layers are left for a moment and entered again, what happens meanwhile is theirs.
+
+    The first and the last layer may have something of their own beside a sweep, so it is the others
+    that tell.
+    """
+    left = {
+        before.layer
+        for before, between, after in zip(pieces, pieces[1:], pieces[2:], strict=False)
+        if before.layer == after.layer and between.layer == OUTSIDE
+    }
+    if left <= {0, layers - 1}:
+        return pieces
+    joined: list[Piece] = []
+    for piece in pieces:
+        if len(joined) > 1 and joined[-1].layer == OUTSIDE and joined[-2].layer == piece.layer:
+            joined[-2:] = [replace(joined[-2], end=piece.end)]
+        else:
+            joined.append(piece)
+    return joined
 
 
 def _sweeps(pieces: Sequence[Piece], layers: int) -> list[Item]:
@@ -219,6 +242,8 @@ def _template(
     return Template(
         calls=np.where(events >= CALL, events, 0),
         births=births,
+        within=record.layers[piece.start : piece.end] != OUTSIDE,
+        end=-1 if own == OUTSIDE and piece.layer == last else 0,
         owners=np.where(deaths, owners, -1),
         steps=np.where(deaths, steps, 0),
         fixed=fixed,
@@ -258,7 +283,7 @@ def _lay_out(
             events += len(template.births)
     out = Record(
         events=np.empty(events, dtype=np.int64),
-        layers=np.full(events, OUTSIDE, dtype=np.int64),
+        layers=np.empty(events, dtype=np.int64),
         sizes=np.empty(blocks, dtype=np.int64),
         categories=np.empty(blocks, dtype=np.int64),
         paths=np.empty(blocks, dtype=np.int64),
@@ -330,7 +355,8 @@ def _write(
     out.events[rows] = np.where(
         template.calls > 0, template.calls, np.where(template.births, blocks, ~blocks)
     )
-    out.layers[rows] = column
+    layer = np.where(column == OUTSIDE, template.end % depth, column)
+    out.layers[rows] = np.where(template.within, layer, OUTSIDE)
     born = firsts[index, own] + np.arange(len(template.sizes))
     out.sizes[born] = template.sizes
     out.categories[born] = template.categories
