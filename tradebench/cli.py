@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from tradebench.runner.observer import Summary
     from tradebench.store import Run
     from tradebench.suite import Suite
+    from tradebench.trial import Trial
 
+NOT_MET = 1  # a limit that was required
 FAILED = 5  # a trial failed unexpectedly
 INTERRUPTED = 130
 REPORTED_STEPS = 100  # steps of a build between two lines of progress
@@ -275,6 +278,120 @@ def _results(results: Sequence[Result]) -> list[dict[str, Any]]:
 def _print_json(command: str, content: Mapping[str, Any]) -> None:
     """The one thing that goes to standard output when JSON was asked for."""
     typer.echo(json.dumps({"schema": f"tradebench.{command}/1", **content}, allow_nan=False))
+
+
+@app.command()
+def plan(
+    suite: SuiteArgument,
+    gpu: Annotated[
+        str, typer.Option(help="a device of the catalogue, such as h100-80gb, or none")
+    ] = "h100-80gb",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="how many there are; as many as a point needs")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="what a run of mine trains on, such as 50M")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="of one GPU for one hour, in any currency")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="GPU-hours that the suite may take; 1 if it is more")
+    ] = None,
+    require_fit: Annotated[
+        bool, typer.Option(help="end with 1 unless every legal point fits")
+    ] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help="a device's measured efficiencies", dir_okay=False)
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="predict again what was predicted before")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="predict in so many processes; one per core")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the folder that holds runs")] = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Predict every point of a suite: whether it fits, what it takes, and what it costs.
+
+    Needs no weights, no GPU and no network. Every number is a prediction and says so.
+    """
+    from tradebench import devices, report, store
+    from tradebench.plan import table
+    from tradebench.plan.cache import Cache
+    from tradebench.plan.plan import keep, make
+    from tradebench.suite import Suite
+    from tradebench.target import Target
+
+    loaded = Suite.load(suite)
+    device = None if gpu == "none" else devices.find(gpu)
+    question = table.Question(tokens=_tokens(tokens), price=price)
+    trials = loaded.trials()
+    with _predicting(sum(not trial.conflicts() for trial in trials)) as watch:
+        made = make(
+            loaded.name,
+            trials,
+            Target(
+                device=device.id if device else None,
+                calibration=str(calibration) if calibration else None,
+            ),
+            device,
+            gpus=gpus,
+            cache=None if fresh else Cache(),
+            processes=processes,
+            watch=watch,
+        )
+    header = _header(loaded)
+    if device is not None:
+        # What a device has is a requirement like any other, and is drawn like one.
+        header["limits"] = {**header["limits"], "peak_process_bytes": device.reported_bytes[0]}
+    directory = store.create_run(out, f"{loaded.name}.plan", header)
+    keep(made, directory)
+    finished = store.load(directory)
+    report.write(finished, directory / "report")
+    match form:
+        case Format.JSON:
+            _print_json("plan", {"run": str(directory), "results": _results(made.results)})
+        case Format.MARKDOWN:
+            typer.echo(table.markdown(made.results, question))
+        case Format.TEXT:
+            from rich.console import Console
+
+            console = Console()
+            console.print(table.draw(made.results, question))
+            console.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)
+    fits = [result.fit.verdict for result in made.results if result.fit is not None]
+    over = table.over_budget(made.results, budget)
+    if over is not None:
+        typer.echo(over, err=True)
+    if over is not None or (require_fit and any(verdict != "fits" for verdict in fits)):
+        raise typer.Exit(NOT_MET)
+
+
+def _tokens(text: str | None) -> int | None:
+    from tradebench.plan.price import parse_count
+
+    try:
+        return None if text is None else parse_count(text)
+    except ValueError as error:
+        raise UserError(f"--tokens: {error}") from None
+
+
+@contextmanager
+def _predicting(points: int) -> Iterator[Callable[[Trial], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("predicting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[point]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=points, point="importing the libraries")
+        yield lambda trial: bar.update(task, advance=1, point=trial.label)
 
 
 @app.command(name="report")

@@ -17,6 +17,7 @@ SCHEMA = "tradebench.result/1"
 
 Kind = Literal["measured", "predicted", "published"]
 Status = Literal["ok", "oom", "failed", "timeout", "killed", "diverged", "skipped"]
+Verdict = Literal["fits", "tight", "does not fit"]
 Phase = Literal["load", "compress", "evaluate_before", "train", "evaluate_after"]
 
 PHASES: tuple[Phase, ...] = ("load", "compress", "evaluate_before", "train", "evaluate_after")
@@ -85,13 +86,30 @@ class Environment(Record):
         )
 
 
+class Fit(Record):
+    """Whether a point's memory fits on a device, in every phase.
+
+    `needed` and `capacity` are intervals in bytes: what the point is predicted to take there, and
+    what the device has to give. They overlap where it is `tight`. `phase` is the one that needs
+    most; `advice` names the nearest change that fits, where this does not.
+    """
+
+    device: str
+    verdict: Verdict
+    needed: tuple[int, int]
+    capacity: tuple[int, int]
+    phase: Phase
+    advice: str | None = None
+
+
 class Result(Record):
     """How one attempt at one point ended, with enough to run exactly that point again.
 
     `trial` is the trial's id; `settings` maps a slot to the fields of its technique. `effects`
     maps a slot to what the technique really changed, and `artifacts` names the files beside the
     store (per-item outcomes, log) relative to the run directory; an evaluation that several
-    trials share is named by all of them.
+    trials share is named by all of them. `fit` belongs to a prediction for a device; `prediction`
+    has what was predicted of a measured point, by the names of its measurements.
     """
 
     schema_: str = Field(SCHEMA, alias="schema")
@@ -116,6 +134,8 @@ class Result(Record):
     environment: Environment = Environment()
     started: str | None = None
     seconds: float | None = None
+    fit: Fit | None = None
+    prediction: Mapping[str, Measurement] = Field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON, keys in the order of this class."""

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tradebench.errors import UserError
-from tradebench.result import Result
+from tradebench.result import Kind, Result
 
 SCHEMA = "tradebench.run/1"
 HEADER = "run.json"
@@ -31,8 +31,8 @@ HEADER = "run.json"
 class Run:
     """What a run directory holds.
 
-    `results` has the last readable attempt of every (trial, repeat), in the order in which the
-    points first appeared; `attempts` has every attempt. `problems` names lines that could not be
+    `results` has the last readable attempt of every (kind, trial, repeat), in the order in which
+    the points first appeared; `attempts` has every attempt. `problems` names lines that could not be
     read: a process died while it wrote them, or someone edited them.
     """
 
@@ -123,9 +123,9 @@ def load(path: Path) -> Run:
             except ValidationError as error:
                 kind = error.errors()[0]["msg"]
                 problems.append(f"{file.name}:{number}: left out, not a Result ({kind})")
-    last: dict[tuple[str, int], Result] = {}
+    last: dict[tuple[Kind, str, int], Result] = {}
     for result in attempts:
-        key = (result.trial, result.repeat)
+        key = (result.kind, result.trial, result.repeat)
         if key not in last or _age(result) >= _age(last[key]):
             last[key] = result
     return Run(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal
 
+from tradebench.knobs import Knob, family, knobs, turned
 from tradebench.predict.blend import blend
 from tradebench.predict.depth import extend, shorten
 from tradebench.predict.memory import Reached, perform_fake, reach
@@ -22,15 +23,6 @@ from tradebench.result import Outcome, digest
 from tradebench.trial import Trial
 
 ENDS = 2  # so many values of a number are recorded themselves; further ones are blended
-BUDGET = "budget"
-
-
-class Knob(NamedTuple):
-    """A number of a trial in which the sizes of tensors are affine: a field of a slot, or more."""
-
-    part: str
-    field: str
-
 
 Ends = Mapping[Knob, tuple[int, int]]
 
@@ -38,18 +30,26 @@ Ends = Mapping[Knob, tuple[int, int]]
 class Library:
     """Records shared between the points that it is made for.
 
+    `device` is what libraries are told that they run on: some of them take other ways on a GPU.
+    `reached` may hold data and tasks that another library has read, and takes what this one reads.
     `composed` and `recorded` count the points that were put together from shallow records and
     those that had to be recorded at full depth.
     """
 
-    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+    def __init__(
+        self,
+        trials: Iterable[Trial] = (),
+        reached: dict[str, Reached] | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
+    ) -> None:
+        self._device = device
         self.composed = self.recorded = 0
         self._records: dict[str, Record] = {}
-        self._reached: dict[str, Reached] = {}
+        self._reached = {} if reached is None else reached
         self._values: dict[str, set[int]] = {}
         for trial in trials:
             for knob, value in knobs(trial).items():
-                self._values.setdefault(_others(trial, knob), set()).add(value)
+                self._values.setdefault(family(trial, knob), set()).add(value)
 
     def record(self, trial: Trial) -> tuple[Record, list[str]]:
         """The trial's record at full depth, and what a reader of its numbers must know.
@@ -66,10 +66,16 @@ class Library:
             self.recorded += 1
         return record, warnings
 
+    def tokens(self, trial: Trial) -> float:
+        """The tokens that an optimizer step of the trial trains on, on average and on all ranks."""
+        examples = self._reach(trial).materials.examples
+        mean = sum(len(example.tokens) for example in examples) / len(examples)
+        return mean * trial.budget.batch * trial.budget.accumulation * trial.ranks
+
     def _compose(self, trial: Trial) -> Record:
         ends = {}
         for knob in knobs(trial):
-            values = self._values.get(_others(trial, knob), set())
+            values = self._values.get(family(trial, knob), set())
             if len(values) > ENDS:
                 ends[knob] = (min(values), max(values))
         kinds = kinds_of(trial, depth(trial.model))
@@ -94,7 +100,7 @@ class Library:
         """The trial's own record, kept for whoever asks again."""
         if trial.id not in self._records:
             meter = RecordingMeter()
-            perform_fake(trial, self._reach(trial).materials, meter, Outcome())
+            perform_fake(trial, self._reach(trial).materials, meter, Outcome(), self._device)
             self._records[trial.id] = Record.of(meter.tracker)
         return self._records[trial.id]
 
@@ -123,35 +129,3 @@ def shallower(trial: Trial, kinds: Sequence[Hashable]) -> Trial:
     )
     model = trial.model.model_copy(update={"layers": len(kinds)})
     return trial.model_copy(update={"model": model, "techniques": techniques})
-
-
-def knobs(trial: Trial) -> dict[Knob, int]:
-    """The numbers of a trial in which sizes are affine, with their values.
-
-    The length of sequences is one where every sequence has it: where data is random.
-    """
-    found = {
-        Knob(part.slot, field): int(getattr(part, field))
-        for part in trial.techniques
-        for field in part.affine
-    }
-    if trial.budget.data == "random":
-        found[Knob(BUDGET, "sequence")] = trial.budget.sequence
-    return found
-
-
-def turned(trial: Trial, knob: Knob, value: int) -> Trial:
-    """The trial with another value of a knob."""
-    update = {knob.field: value}
-    if knob.part == BUDGET:
-        return trial.model_copy(update={"budget": trial.budget.model_copy(update=update)})
-    techniques = tuple(
-        part.model_copy(update=update) if part.slot == knob.part else part
-        for part in trial.techniques
-    )
-    return trial.model_copy(update={"techniques": techniques})
-
-
-def _others(trial: Trial, knob: Knob) -> str:
-    """Names what a trial has in common with those that differ in this knob alone."""
-    return digest([knob, turned(trial, knob, 0).payload()])

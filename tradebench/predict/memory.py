@@ -7,6 +7,7 @@ on a CPU the two agree to the byte.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import nn
 
@@ -47,11 +48,17 @@ class Reached:
     warnings: list[str]
 
 
-def perform_fake(trial: Trial, materials: Materials, meter: MemoryMeter, outcome: Outcome) -> None:
-    """Take a trial through its rehearsal without weights, telling `meter`."""
+def perform_fake(
+    trial: Trial,
+    materials: Materials,
+    meter: MemoryMeter,
+    outcome: Outcome,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Take a trial through its rehearsal without weights, as on this device, telling `meter`."""
     request = plan_loading(trial, "cpu")
     loader = _loader(trial, request)
-    with fake_world():
+    with fake_world(device):
         rehearse(
             trial, replace(materials, request=request), outcome, lambda beat: None, meter, loader
         )

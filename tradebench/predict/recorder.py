@@ -22,11 +22,10 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._pytree import tree_leaves
 
 from tradebench.predict.operations import Operation, Spec
 from tradebench.techniques.targets import decoder_layers
-from tradebench.worlds.memory import Storage, Tracker
+from tradebench.worlds.memory import Storage, Tracker, tensors_in
 
 CALL = 2**40  # events from here on are operations
 OUTSIDE = -1  # the layer of what belongs to no decoder layer, or to several
@@ -101,6 +100,8 @@ class Recorder(Tracker):
             yield
         finally:
             self._mark(kind, "")
+            if kind != "phase":  # all of a step has its place: no layer is prepared in it
+                self._settle_here()
 
     def _mark(self, kind: MarkKind, name: str) -> None:
         self._here, self._loose = NOWHERE, -1
@@ -114,7 +115,7 @@ class Recorder(Tracker):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the operation and write down what it allocates, and itself where it does work."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(tensors_in((*args, *(kwargs or {}).values())))
         shared = self._locate(tensors)
         position, block = len(self.events), len(self.sizes)
         result = super().__torch_dispatch__(func, types, args, kwargs)
@@ -123,7 +124,7 @@ class Recorder(Tracker):
             read = (self._block(tensor) for tensor in tensors)
             self._readings.append((block, tuple(each for each in read if each is not None)))
         if len(self.sizes) > block or func._schema.is_mutable:  # type: ignore[attr-defined]
-            made = _specs(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            made = _specs(tensors_in((result,)))
             calls = [
                 (layer, Operation(_name(func), _specs(inputs), made))
                 for layer, inputs in shared or ((self._here.layer, tensors),)
@@ -186,7 +187,8 @@ class Recorder(Tracker):
         self.layers.insert(position, layer)
 
     def _enter(self, module: nn.Module, inputs: object) -> None:
-        if module not in self._modules:
+        # Whoever is called first has all the others inside; some may have been put there since.
+        if not self._stack and any(part not in self._modules for part in module.modules()):
             self._learn(module)
         self._stack.append(self._modules[module])
         self._number()
@@ -195,8 +197,12 @@ class Recorder(Tracker):
         self._stack.pop()
         self._number()
         if not self._stack:
-            self._settled = len(self.events)
-            self._readings.clear()
+            self._settle_here()
+
+    def _settle_here(self) -> None:
+        """Leave what was written so far as it is."""
+        self._settled = len(self.events)
+        self._readings.clear()
 
     def _number(self) -> None:
         self._numbers.append(torch._C._autograd._get_sequence_nr())
@@ -217,9 +223,9 @@ class Recorder(Tracker):
             )
             open_path = _open(prefix) + dotted.removeprefix(prefix)
             self._modules[module] = Place(index, open_path.rstrip("."))
-        self._settle({module: self._modules[module].layer for module in root.modules()})
+        self._settle({module: self._modules[module] for module in root.modules()})
 
-    def _settle(self, layers: Mapping[nn.Module, int]) -> None:
+    def _settle(self, places: Mapping[nn.Module, Place]) -> None:
         """Give what was made while a layer was prepared the layer that came of it.
 
         That is the layer of the tensor that was made from it, or from which it was made, or else
@@ -228,12 +234,12 @@ class Recorder(Tracker):
         # Up to the first batch; what a step makes belongs to no layer unless it says so.
         steps = (mark.position for mark in self.marks if mark.kind == "step")
         end = min([at for at in steps if at >= self._settled] or [self.marks[-1].position])
-        homes = {
-            block: layer
-            for module, layer in layers.items()
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None and (block := self._block(tensor)) is not None
-        }
+        homes = {}
+        for module, place in places.items():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                block = None if tensor is None else self._block(tensor)
+                if block is not None:
+                    homes[block], self.paths[block] = place
         for made, read in reversed(self._readings):
             if made in homes:
                 for block in read:
@@ -242,7 +248,6 @@ class Recorder(Tracker):
             found = {homes[block] for block in read if block in homes}
             if len(found) == 1:
                 homes.setdefault(made, found.pop())
-        self._readings.clear()
         layer = OUTSIDE
         for index in range(self._settled, end):
             event = self.events[index]
@@ -255,6 +260,11 @@ class Recorder(Tracker):
         for index in reversed(range(self._settled, end - 1)):
             if self.events[index] >= CALL:
                 self.layers[index] = self.layers[index + 1]
+        for made, read in self._readings:
+            for block in read:
+                if OUTSIDE != self.homes[made] != self.homes[block]:
+                    self.homes[block] = OUTSIDE  # a table, say, that all layers share
+        self._readings.clear()
         self._settled = max(self._settled, end)
 
     def _block(self, tensor: Tensor) -> int | None:

@@ -81,6 +81,11 @@ def batches(
         del queue[: budget.batch]
 
 
+def uneven(examples: Sequence[Example]) -> bool:
+    """Whether batches differ in shape, so that few steps may not meet the one that needs most."""
+    return len({(len(example.tokens), example.answers) for example in examples}) > 1
+
+
 def longest(examples: Sequence[Example], budget: Budget) -> list[Example]:
     """The examples of the micro-batch that needs the most memory.
 

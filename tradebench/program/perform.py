@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from tradebench.program import data
-from tradebench.program.evaluation import Evaluator
 from tradebench.program.loop import AdamW, Training, probe, train
 from tradebench.program.model import (
     load_model,
@@ -29,6 +28,7 @@ from tradebench.worlds.meters import Meter
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tradebench.program.evaluation import Evaluator
     from tradebench.techniques.protocol import Batch, OptimizerFactory
 
 Enter = Callable[[Phase], AbstractContextManager[Callable[[int], None]]]
@@ -74,6 +74,9 @@ def gather(trial: Trial, device: str, tokenizer: PreTrainedTokenizerBase | None)
     """
     evaluator = None
     if trial.evaluate.tasks and tokenizer is not None:
+        # lm-eval takes seconds to import, and is not on every machine that only trains.
+        from tradebench.program.evaluation import Evaluator
+
         evaluator = Evaluator(trial.evaluate, tokenizer, longest_input(trial.model))
     padding = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return Materials(
@@ -122,7 +125,8 @@ def perform(
         meter.trains(parameter for parameter in model.parameters() if parameter.requires_grad)
         stream = feed(trial, materials, seed)
         train(model, optimizer, stream, trial.budget, techniques, meter, listen, training)
-        probe(model, optimizer, longest(trial, materials), techniques, meter)
+        if data.uneven(materials.examples):
+            probe(model, optimizer, longest(trial, materials), techniques, meter)
     del optimizer, stream
     judges.trained(model)
     if materials.evaluator is not None:

@@ -32,11 +32,12 @@ from tradebench.result import (
 )
 from tradebench.runner import process, verdict
 from tradebench.runner.job import Isolation, Job
+from tradebench.target import ALLOCATOR
 from tradebench.trial import Trial
 
 # One configuration for all trials, set after every import: importing gptqmodel rewrites both.
 DEVICE_VARIABLES = {
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_ALLOC_CONF": ALLOCATOR,
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
 }
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tradebench.result import CATEGORIES
 
@@ -62,9 +61,8 @@ class Tracker(TorchDispatchMode):
     ) -> Any:
         """Run the operation and count the storages of what it returns."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._see(leaf)
+        for tensor in tensors_in((result,)):
+            self._see(tensor)
         return result
 
     @contextmanager
@@ -131,3 +129,12 @@ class Tracker(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self._resize(self._known.pop(key), 0)
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Every tensor among values and lists of values."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)

@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from tradebench.worlds.memory import tensors_in
+
 aten = torch.ops.aten
 
 NOTE = "true_value"  # the attribute of a fake tensor that holds its value
@@ -55,7 +57,8 @@ class Values(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
             return _number(args[0])
-        known = all(value_of(tensor) is not None for tensor in _tensors([*args, *kwargs.values()]))
+        inputs = tensors_in((*args, *kwargs.values()))
+        known = all(value_of(tensor) is not None for tensor in inputs)
         if torch.Tag.dynamic_output_shape in func.tags:
             if known:
                 return _shaped_by_value(func, args, kwargs)
@@ -89,7 +92,7 @@ def _number(tensor: Tensor) -> bool | int | float:
 
 def _follows(func: OpOverload[..., Any], result: Any) -> bool:
     """Whether the result of an operation on known values is certain, and worth knowing."""
-    tensors = list(_tensors([result]))
+    tensors = list(tensors_in([result]))
     return (
         bool(tensors)
         and func.overloadpacket not in UNINITIALISED
@@ -129,7 +132,7 @@ def _counted(indices: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
 
 
 def _keep(result: Any, value: Any) -> None:
-    for tensor, found in zip(_tensors([result]), _tensors([value]), strict=True):
+    for tensor, found in zip(tensors_in([result]), tensors_in([value]), strict=True):
         setattr(tensor, NOTE, found)
 
 
@@ -145,15 +148,6 @@ def _forget_written(
         for argument in arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     )
-    for value in map(value_of, _tensors(written)):
+    for value in map(value_of, tensors_in(written)):
         if value is not None:
             value.untyped_storage().overwritten = True  # type: ignore[attr-defined]  # a note
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Every tensor among values and lists of values."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)

@@ -1,0 +1,94 @@
+"""Predictions kept between plans, so that the same question is answered at once.
+
+A prediction follows from the trial, the target, the files that the trial names and the code that
+made it. All of these are part of its key; a change in any of them makes it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tradebench
+from tradebench import configs, store
+from tradebench.result import digest
+from tradebench.target import Target
+from tradebench.trial import FileData, Trial
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lm_eval", "numpy")
+
+
+def folder() -> Path:
+    """Where predictions are kept: below XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tradebench" / "predictions"
+
+
+class Cache:
+    """The predictions that this code has made on this machine; a file per state of the code."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._path = (directory or folder()) / f"{_code()}.jsonl"
+        self._known: dict[str, Mapping[str, Any]] = {}
+        self._file: store.Appender | None = None
+        if self._path.is_file():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = entry["prediction"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # torn or foreign: it is made again
+
+    def get(self, trial: Trial, target: Target) -> Mapping[str, Any] | None:
+        """The prediction of this trial, if it was made before."""
+        return self._known.get(key(trial, target))
+
+    def put(self, trial: Trial, target: Target, prediction: Mapping[str, Any]) -> None:
+        """Keep a prediction."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = store.Appender(self._path)
+        name = key(trial, target)
+        self._known[name] = prediction
+        self._file.append(json.dumps({"key": name, "prediction": prediction}))
+
+
+def key(trial: Trial, target: Target) -> str:
+    """Names everything that a prediction follows from, apart from the code."""
+    files = [configs.path(trial.model.config)] if trial.model.config else []
+    if isinstance(trial.budget.data, FileData):
+        files.append(Path(trial.budget.data.file).expanduser())
+    if target.calibration is not None:
+        files.append(Path(target.calibration))
+    local = Path(trial.model.name).expanduser()
+    if local.is_dir():
+        files += sorted(local.glob("*.json"))
+    contents = [_content(file) for file in files]
+    return digest([trial.payload(), target.model_dump(), contents])
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+@lru_cache
+def _code() -> str:
+    """A digest of tradebench's own sources and of the libraries whose code a prediction runs."""
+    root = Path(tradebench.__file__).parent
+    sources = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        sources.update(file.read_bytes())
+    return digest([sources.hexdigest(), *map(_version, LIBRARIES)])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,87 @@
+"""Whether a prediction fits on a device, and what is nearest to it that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tradebench.devices import Device
+from tradebench.result import PHASES, Fit, Measurement, Phase, Result
+from tradebench.trial import Trial
+
+NEEDED = "peak_process_bytes"
+GIB = 2**30
+
+
+def fit(measurements: Mapping[str, Measurement], device: Device) -> Fit | None:
+    """How a point's memory stands to a device; None where it was not predicted for one."""
+    phases: dict[Phase, Measurement] = {}
+    for phase in PHASES:
+        found = measurements.get(NEEDED if phase == "train" else f"{NEEDED}.{phase}")
+        if found is not None:
+            phases[phase] = found
+    if not phases:
+        return None
+    worst = max(phases, key=lambda phase: _interval(phases[phase])[1])
+    low, high = (max(_interval(found)[end] for found in phases.values()) for end in (0, 1))
+    least, most = device.reported_bytes
+    verdict = "fits" if high <= least else "does not fit" if low > most else "tight"
+    return Fit(
+        device=device.id,
+        verdict=verdict,
+        needed=(low, high),
+        capacity=(least, most),
+        phase=worst,
+    )
+
+
+def _interval(measurement: Measurement) -> tuple[int, int]:
+    low, high = measurement.interval or (measurement.value, measurement.value)
+    return int(low), int(high)
+
+
+def advise(results: Sequence[Result]) -> list[Result]:
+    """The results, each that does not fit with the nearest change that does.
+
+    Nearest is the fewest slots that differ, then the shortest predicted step.
+    """
+    fitting = [result for result in results if result.fit and result.fit.verdict == "fits"]
+    return [
+        result.model_copy(update={"fit": result.fit.model_copy(update={"advice": advice})})
+        if result.fit is not None
+        and result.fit.verdict != "fits"
+        and (advice := _nearest(result, fitting)) is not None
+        else result
+        for result in results
+    ]
+
+
+def _nearest(result: Result, fitting: Iterable[Result]) -> str | None:
+    def distance(other: Result) -> tuple[int, float]:
+        seconds = other.value("step_seconds")
+        return len(_changed(result, other)), float("inf") if seconds is None else seconds
+
+    other = min(fitting, key=distance, default=None)
+    if other is None or result.fit is None or other.fit is None:
+        return None
+    labels = {part.slot: part.label for part in Trial.from_payload(payload(other)).techniques}
+    names = " and ".join(labels.get(slot, f"{slot} off") for slot in _changed(result, other))
+    saved = (result.fit.needed[1] - other.fit.needed[1]) / GIB
+    spare = (other.fit.capacity[0] - other.fit.needed[1]) / GIB
+    return f"{names} saves {saved:.0f} GiB: fits with {spare:.0f} GiB to spare"
+
+
+def _changed(result: Result, other: Result) -> list[str]:
+    """The slots in which two points differ."""
+    mine, theirs = result.settings, other.settings
+    return [slot for slot in {**mine, **theirs} if mine.get(slot) != theirs.get(slot)]
+
+
+def payload(result: Result) -> dict[str, Any]:
+    """What the trial of a Result is made of."""
+    return {
+        "model": result.model,
+        "budget": result.budget,
+        "evaluate": result.evaluate,
+        "settings": result.settings,
+    }

@@ -1,0 +1,153 @@
+"""A plan: a suite's points as predicted Results, each held against a device."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tradebench import environment, store
+from tradebench.devices import Device
+from tradebench.plan.cache import Cache
+from tradebench.plan.fit import advise, fit
+from tradebench.plan.pool import PROGRAM, predict
+from tradebench.result import Environment, Measurement, Result
+from tradebench.target import Target
+from tradebench.trial import Trial
+
+Watcher = Callable[[Trial], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Predicted Results in the order of the suite, skipped points among them.
+
+    `known` counts the predictions that were made before.
+    """
+
+    results: tuple[Result, ...]
+    timelines: Mapping[str, Mapping[str, Any]]
+    known: int
+
+
+def make(
+    suite: str,
+    trials: Sequence[Trial],
+    target: Target,
+    device: Device | None,
+    *,
+    gpus: int | None = None,
+    cache: Cache | None = None,
+    processes: int | None = None,
+    watch: Watcher = lambda trial: None,
+    program: str = PROGRAM,
+) -> Plan:
+    """Predict every legal trial and hold it against the device.
+
+    A trial that needs more GPUs than `gpus` is skipped, as an illegal one is. `watch` is told of
+    each trial once its prediction is there; without a cache every one is made anew.
+    """
+    refusals = {trial.id: refuse(trial, gpus) for trial in trials}
+    asked = [trial for trial in trials if not refusals[trial.id]]
+    found: dict[str, Mapping[str, Any]] = {}
+    for trial in asked:
+        before = cache.get(trial, target) if cache is not None else None
+        if before is not None:
+            found[trial.id] = before
+            watch(trial)
+    known = len(found)
+    missing = [trial for trial in asked if trial.id not in found]
+    for trial, prediction in (
+        predict(missing, target, processes=processes or cores(), program=program) if missing else ()
+    ):
+        found[trial.id] = prediction
+        if cache is not None and prediction["status"] == "ok":
+            cache.put(trial, target, prediction)
+        watch(trial)
+    base = environment.capture()
+    results = [
+        _skipped(suite, trial, refusals[trial.id], base)
+        if refusals[trial.id]
+        else _predicted(suite, trial, found[trial.id], device, base)
+        for trial in trials
+    ]
+    timelines = {name: each["timeline"] for name, each in found.items() if each.get("timeline")}
+    return Plan(results=tuple(advise(results)), timelines=timelines, known=known)
+
+
+def refuse(trial: Trial, gpus: int | None) -> tuple[str, ...]:
+    """Why this trial is not predicted."""
+    reasons = trial.conflicts()
+    if gpus is not None and trial.ranks > gpus:
+        reasons += (f"{trial.label} needs {trial.ranks} GPUs, and --gpus says {gpus}.",)
+    return reasons
+
+
+def keep(plan: Plan, directory: Path) -> None:
+    """Write a plan's Results, and the course of every point's step, into a run directory."""
+    (directory / "timelines").mkdir(exist_ok=True)
+    for name, timeline in plan.timelines.items():
+        content = gzip.compress(json.dumps(timeline).encode(), mtime=0)
+        (directory / _timeline(name)).write_bytes(content)
+    lines = "".join(f"{result.to_json()}\n" for result in plan.results)
+    store.write_text(directory / "trials.plan.jsonl", lines)
+
+
+def cores() -> int:
+    """Processes that can work beside each other here."""
+    return len(os.sched_getaffinity(0))
+
+
+def _predicted(
+    suite: str,
+    trial: Trial,
+    prediction: Mapping[str, Any],
+    device: Device | None,
+    base: Environment,
+) -> Result:
+    measurements = {
+        name: Measurement.model_validate(value)
+        for name, value in prediction.get("measurements", {}).items()
+    }
+    return Result(
+        kind="predicted",
+        suite=suite,
+        trial=trial.id,
+        label=trial.label,
+        **trial.payload(),
+        status=prediction["status"],
+        reason=prediction.get("reason"),
+        measurements=measurements,
+        warnings=tuple(dict.fromkeys((*trial.cautions(), *prediction.get("warnings", ())))),
+        artifacts={"timeline": _timeline(trial.id)} if prediction.get("timeline") else {},
+        environment=_environment(base, trial, device),
+        fit=fit(measurements, device) if device is not None else None,
+    )
+
+
+def _skipped(suite: str, trial: Trial, reasons: Iterable[str], base: Environment) -> Result:
+    return Result(
+        kind="predicted",
+        suite=suite,
+        trial=trial.id,
+        label=trial.label,
+        **trial.payload(),
+        status="skipped",
+        reason=" ".join(reasons),
+        environment=_environment(base, trial, None),
+    )
+
+
+def _environment(base: Environment, trial: Trial, device: Device | None) -> Environment:
+    """The software that predicts, and the hardware that is predicted for."""
+    return environment.of_trial(base, trial).model_copy(
+        update={"hardware": {} if device is None else {"predicted_for": device.name}}
+    )
+
+
+def _timeline(trial: str) -> str:
+    return f"timelines/{trial}.json.gz"

@@ -1,0 +1,92 @@
+"""The pool: predictions made in a few processes that have imported torch once.
+
+A process that dies takes the points that it was at with it and nothing else: they are tried once
+more, each family in a process of its own, and end as `failed` if that dies as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any
+
+from tradebench.knobs import family, knobs
+from tradebench.target import Target
+from tradebench.trial import Trial
+
+# By name, because this side does not import the other.
+PROGRAM = "tradebench.predict.point:predict"
+VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # A plan answers without a network: what is not on this machine is stood in for.
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+DEATH = "the process that made this prediction died: there may be too little memory on this machine"
+
+Prediction = Mapping[str, Any]
+
+
+def predict(
+    trials: Sequence[Trial], target: Target, *, processes: int, program: str = PROGRAM
+) -> Iterator[tuple[Trial, Prediction]]:
+    """Every trial with its prediction, an Outcome as JSON, in the order in which they get ready."""
+    families = families_of(trials)
+    for group, answers in _ask(families, target, min(processes, len(families)), program):
+        if answers is not None:
+            yield from zip(group, answers, strict=True)
+            continue
+        for alone, again in _ask([[trial] for trial in group], target, 1, program):
+            yield alone[0], again[0] if again is not None else {"status": "failed", "reason": DEATH}
+
+
+def families_of(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials that share records, together; the largest families first, so that none ends last."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(family(trial, *knobs(trial)), []).append(trial)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def _ask(
+    families: Sequence[Sequence[Trial]], target: Target, processes: int, program: str
+) -> Iterator[tuple[Sequence[Trial], list[Prediction] | None]]:
+    """Every family with its answers; None where the process died over it or beside it."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _prepare, (VARIABLES,)) as pool:
+        running: dict[Future[list[Prediction]], Sequence[Trial]] = {
+            pool.submit(
+                _call, program, [trial.payload() for trial in group], target.model_dump()
+            ): group
+            for group in families
+        }
+        for done in as_completed(running):
+            try:
+                yield running[done], done.result()
+            except BrokenProcessPool:
+                yield running[done], None
+
+
+def _prepare(variables: Mapping[str, str]) -> None:
+    """Make a process quiet, single-threaded and offline before it imports anything heavy."""
+    os.environ.update(variables)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
+def _call(
+    program: str, payloads: Sequence[Mapping[str, Any]], target: Mapping[str, Any]
+) -> list[Prediction]:
+    """Run `module:function` in this process."""
+    module, _, name = program.partition(":")
+    function: Callable[..., list[Prediction]] = getattr(importlib.import_module(module), name)
+    return function(payloads, target)

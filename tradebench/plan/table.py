@@ -1,0 +1,191 @@
+"""The table of a plan: what fits, what it takes, how long a step is, and what a run would cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tradebench.plan.fit import payload
+from tradebench.plan.price import Price, Range, of_suite, of_tokens, step
+from tradebench.report.units import count, listed, significant
+from tradebench.result import Result, Verdict
+from tradebench.trial import Trial
+
+GIB = 2**30
+MAX_ROWS = 60
+ORDER: tuple[Verdict, ...] = ("fits", "tight", "does not fit")
+STYLES = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+SHOWN = ("weights", "gradients", "optimizer", "activations", "temporaries", "communication")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What was asked beside the suite: tokens to train on, and the price of a GPU for an hour."""
+
+    tokens: int | None = None
+    price: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point, ready to print; `verdict` is its word, `note` what to do about it."""
+
+    verdict: str
+    cells: tuple[str, ...]
+    note: str
+
+
+def heads(results: Sequence[Result], question: Question) -> list[str]:
+    """The titles of the columns, with their units."""
+    found = ["point", "verdict", "needs (GiB)", *(f"{name} (GiB)" for name in _categories(results))]
+    if any(step(result) for result in results):
+        found.append("step (s)")
+        if question.tokens is not None:
+            found += ["hours", "GPU-hours"]
+            if question.price is not None:
+                found.append("money")
+    return found
+
+
+def rows(results: Sequence[Result], question: Question) -> list[Row]:
+    """Every predicted point: those that fit by step time, then the rest by what they need."""
+    predicted = [result for result in results if result.status == "ok"]
+    shown = _categories(results)
+    timed = any(step(result) for result in results)
+    return [
+        _row(result, shown, timed=timed, question=question)
+        for result in sorted(predicted, key=_rank)
+    ]
+
+
+def summary(results: Sequence[Result], question: Question) -> list[str]:
+    """What the plan says in a few sentences."""
+    fits = [result.fit for result in results if result.fit is not None]
+    found = []
+    if fits:
+        low, high = (end / GIB for end in fits[0].capacity)
+        verdicts = Counter(each.verdict for each in fits)
+        parts = listed(f"{verdicts[word]} {_plural(word, verdicts[word])}" for word in ORDER)
+        found.append(
+            f"{count(len(fits), 'point')} on {fits[0].device} "
+            f"({_span(low, high)} GiB of it usable): {parts}."
+        )
+    others = Counter(result.status for result in results if result.status != "ok")
+    if others["skipped"]:
+        found.append(f"{count(others['skipped'], 'point')} skipped, with the reason in the report.")
+    if others["failed"]:
+        found.append(f"{count(others['failed'], 'point')} could not be predicted.")
+    whole = of_suite(results, question.price)
+    if whole is not None:
+        found.append(f"Training every point that fits once: {_price(whole)}, loading not counted.")
+    return found
+
+
+def over_budget(results: Sequence[Result], budget: float | None) -> str | None:
+    """A sentence where the suite may take more GPU-hours than there are."""
+    whole = of_suite(results, None)
+    if budget is None or whole is None or whole.gpu_hours.high <= budget:
+        return None
+    return (
+        f"the suite takes {_range(whole.gpu_hours)} GPU-hours, more than the budget of "
+        f"{significant(budget)}: leave points out, or take fewer steps"
+    )
+
+
+def draw(results: Sequence[Result], question: Question) -> RenderableType:
+    """The table and its summary for a terminal."""
+    table = Table(box=None, padding=(0, 1))
+    for head in heads(results, question):
+        left = head in ("point", "verdict")
+        table.add_column(head, justify="left" if left else "right", overflow="fold")
+    found = rows(results, question)
+    for row in found[:MAX_ROWS]:
+        name, verdict, *numbers = row.cells
+        text = Text(name)
+        if row.note:
+            text.append(f"\n  {row.note}", style="dim")
+        table.add_row(text, Text(verdict, style=STYLES.get(row.verdict, "")), *numbers)
+    lines = [Text(line) for line in summary(results, question)]
+    if len(found) > MAX_ROWS:
+        lines.insert(0, Text(f"and {len(found) - MAX_ROWS} more, all of them in the report"))
+    return Group(table, *lines)
+
+
+def markdown(results: Sequence[Result], question: Question) -> str:
+    """The table and its summary as Markdown."""
+    titles = [*heads(results, question), "nearest change that fits"]
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    lines += [_line([*row.cells, row.note]) for row in rows(results, question)]
+    return "\n".join([*lines, "", *summary(results, question)])
+
+
+def _row(result: Result, shown: Sequence[str], *, timed: bool, question: Question) -> Row:
+    fit = result.fit
+    if fit is None:
+        needed = significant((result.value("peak_tensor_bytes") or 0) / GIB)
+    else:
+        needed = _span(*(end / GIB for end in fit.needed))
+    cells = [result.label, fit.verdict if fit else "", needed]
+    for name in shown:
+        cells.append(significant((result.value(f"peak_{name}_bytes") or 0) / GIB))
+    if timed:
+        seconds = step(result)
+        cells.append("" if seconds is None else _range(seconds))
+        if question.tokens is not None:
+            cells += _cost(result, question)
+    return Row(fit.verdict if fit else "", tuple(cells), (fit.advice or "") if fit else "")
+
+
+def _cost(result: Result, question: Question) -> list[str]:
+    assert question.tokens is not None, "asked only where tokens are given"
+    ranks = Trial.from_payload(payload(result)).ranks
+    price = of_tokens(result, ranks, question.tokens, question.price)
+    if price is None:
+        return [""] * (2 + (question.price is not None))
+    found = [_range(price.hours), _range(price.gpu_hours)]
+    return found + ([_range(price.money)] if price.money is not None else [])
+
+
+def _rank(result: Result) -> tuple[int, float]:
+    seconds = step(result)
+    needed = result.fit.needed[1] if result.fit else result.value("peak_tensor_bytes") or 0
+    verdict = ORDER.index(result.fit.verdict) if result.fit else 0
+    return verdict, seconds.value if seconds is not None and verdict == 0 else needed
+
+
+def _categories(results: Sequence[Result]) -> list[str]:
+    """The categories that any point has bytes of at its peak."""
+    return [
+        name
+        for name in SHOWN
+        if any((result.value(f"peak_{name}_bytes") or 0) > 0 for result in results)
+    ]
+
+
+def _price(price: Price) -> str:
+    text = f"{_range(price.gpu_hours)} GPU-hours"
+    return text if price.money is None else f"{text}, {_range(price.money)} in money"
+
+
+def _range(found: Range) -> str:
+    return f"{significant(found.value)} ({_span(found.low, found.high)})"
+
+
+def _span(low: float, high: float) -> str:
+    one, other = significant(low), significant(high)
+    return one if one == other else f"{one}-{other}"
+
+
+def _plural(verdict: str, number: int) -> str:
+    if verdict == "tight":
+        return "are tight" if number != 1 else "is tight"
+    return {"fits": "fit", "does not fit": "do not fit"}[verdict] if number != 1 else verdict
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -1,0 +1,158 @@
+"""One point predicted: from its record to the measurements of a Result.
+
+What every device has in common comes from the record alone. For a device its kernels, its allocator
+and its arithmetic are added, each with the interval of what is not known about it.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tradebench import devices
+from tradebench.devices import Device
+from tradebench.errors import UserError
+from tradebench.predict.allocator import AllocatorSettings, parse_settings
+from tradebench.predict.calibration import load
+from tradebench.predict.figures import course, levels, peak, peak_bytes, spans
+from tradebench.predict.library import Library
+from tradebench.predict.memory import Reached
+from tradebench.predict.on_device import tape
+from tradebench.predict.overheads import overhead
+from tradebench.predict.record import Record
+from tradebench.predict.schedule import Step
+from tradebench.predict.step import last_step
+from tradebench.result import Measurement
+from tradebench.target import Target
+from tradebench.trial import Trial
+from tradebench.worlds.meters import phase_peaks
+
+_reached: dict[str, Reached] = {}  # data and tasks, read once for all families of a suite
+
+
+def predict(payloads: Sequence[Mapping[str, Any]], target: Mapping[str, Any]) -> list[Any]:
+    """Predictions for trials that share records, as JSON: what a pool's process is asked for."""
+    gc.freeze()  # what the imports made is never garbage, and looking through it takes time
+    trials = [Trial.from_payload(payload) for payload in payloads]
+    aim = Target.model_validate(target)
+    library = Library(trials, _reached, "cpu" if aim.device is None else "cuda")
+    return [_answer(trial, library, aim) for trial in trials]
+
+
+def _answer(trial: Trial, library: Library, target: Target) -> dict[str, Any]:
+    """A prediction, or why there is none."""
+    try:
+        found = predict_point(trial, library, target)
+    except UserError as error:
+        return {"status": "failed", "reason": str(error)}
+    except Exception as error:  # a point that cannot be predicted is a finding about that point
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return {
+            "status": "failed",
+            "reason": f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})",
+        }
+    return {"status": "ok", **found}
+
+
+def predict_point(trial: Trial, library: Library, target: Target) -> dict[str, Any]:
+    """Measurements, warnings and the course of a training step.
+
+    Raises:
+        UserError: the config, the data, a task or the target cannot be found or read.
+    """
+    record, warnings = library.record(trial)
+    measurements, timeline = of_record(record)
+    if target.device is not None:
+        device = devices.find(target.device)
+        settings = parse_settings(target.allocator)
+        found, notes = on_device(trial, record, device, settings)
+        measurements |= found
+        warnings = [*warnings, *notes]
+        calibration = load(target.calibration) if target.calibration is not None else None
+        step = last_step(record, device, trial.ranks, calibration)
+        if step is not None:
+            measurements |= of_step(step, library.tokens(trial))
+            timeline["shares"] = {name: round(share, 4) for name, share in step.shares.items()}
+    return {
+        "measurements": {
+            name: each.model_dump(mode="json", exclude_defaults=True)
+            for name, each in measurements.items()
+        },
+        "warnings": warnings,
+        "timeline": timeline,
+    }
+
+
+def of_record(record: Record) -> tuple[dict[str, Measurement], dict[str, Any]]:
+    """Tensor peaks of every phase, the training peak by category, and a step's course."""
+    level = levels(record)
+    phases = {span.name: span for span in spans(record, "phase")}
+    found = phase_peaks(
+        "peak_tensor_bytes", {name: peak_bytes(level, span) for name, span in phases.items()}
+    )
+    timeline: dict[str, Any] = {}
+    if "train" in phases:
+        highest = peak(record, level, phases["train"])
+        found |= {
+            f"peak_{category}_bytes": Measurement(value=size, unit="B")
+            for category, size in highest.categories.items()
+        }
+        last = list(spans(record, "step"))[-1]
+        parts = [span for span in spans(record, "part") if last.start <= span.start < last.end]
+        length = last.end - last.start
+        timeline = {
+            "moments": course(record, last),
+            "parts": [
+                {
+                    "name": span.name,
+                    "start": round((span.start - last.start) / length, 5),
+                    "end": round((span.end - last.start) / length, 5),
+                    "peak_bytes": peak_bytes(level, span),
+                }
+                for span in parts
+            ],
+            "largest_modules": dict(highest.modules),
+        }
+    return found, timeline
+
+
+def of_step(step: Step, tokens: float) -> dict[str, Measurement]:
+    """A step's seconds with their interval, and the throughput that they give."""
+    seconds = step.seconds
+    return {
+        "step_seconds": Measurement(
+            value=seconds.value, unit="s", interval=(seconds.low, seconds.high)
+        ),
+        "tokens_per_second": Measurement(
+            value=tokens / seconds.value,
+            unit="1/s",
+            better="more",
+            interval=(tokens / seconds.high, tokens / seconds.low),
+        ),
+    }
+
+
+def on_device(
+    trial: Trial, record: Record, device: Device, settings: AllocatorSettings
+) -> tuple[dict[str, Measurement], list[str]]:
+    """Allocated and reserved peaks and what the device sees, by phase; and what is unverified."""
+    taken = tape(record, device.architecture)
+    windows = taken.simulate(settings).windows
+    usages = dict(zip(taken.windows, windows, strict=True))
+    found = phase_peaks(
+        "peak_allocated_bytes", {name: usage.allocated for name, usage in usages.items()}
+    )
+    found |= phase_peaks(
+        "peak_reserved_bytes", {name: usage.reserved for name, usage in usages.items()}
+    )
+    outside = overhead(device.architecture, ranks=trial.ranks)
+    for name, usage in usages.items():
+        key = "peak_process_bytes" if name == "train" else f"peak_process_bytes.{name}"
+        found[key] = Measurement(
+            value=usage.reserved + outside.typical,
+            unit="B",
+            interval=(usage.reserved + outside.low, usage.reserved + outside.high),
+        )
+    return found, list(taken.unverified)
