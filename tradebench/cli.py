@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tradebench.runner.observer import Summary
     from tradebench.store import Run
     from tradebench.suite import Suite
-    from tradebench.trial import Trial
 
 NOT_MET = 1  # a limit that was required
 FAILED = 5  # a trial failed unexpectedly
@@ -282,7 +281,7 @@ def _print_json(command: str, content: Mapping[str, Any]) -> None:
 
 @app.command()
 def plan(
-    suite: SuiteArgument,
+    suite: Annotated[Path | None, typer.Argument(help="a suite file", show_default=False)] = None,
     gpu: Annotated[
         str, typer.Option(help="a device of the catalogue, such as h100-80gb, or none")
     ] = "h100-80gb",
@@ -304,6 +303,9 @@ def plan(
     calibration: Annotated[
         Path | None, typer.Option(help="a device's measured efficiencies", dir_okay=False)
     ] = None,
+    validate: Annotated[
+        bool, typer.Option(help="hold predictions against published measurements instead")
+    ] = False,
     fresh: Annotated[bool, typer.Option(help="predict again what was predicted before")] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="predict in so many processes; one per core")
@@ -313,8 +315,15 @@ def plan(
 ) -> None:
     """Predict every point of a suite: whether it fits, what it takes, and what it costs.
 
-    Needs no weights, no GPU and no network. Every number is a prediction and says so.
+    Needs no weights, no GPU and no network. Every number is a prediction and says so. With
+    --validate no suite is needed: what others have measured and published is predicted, and both
+    are printed side by side as Markdown.
     """
+    if validate:
+        _validate(processes, form)
+        return
+    if suite is None:
+        raise UserError("name a suite file to plan, or ask for --validate")
     from tradebench import devices, report, store
     from tradebench.plan import table
     from tradebench.plan.cache import Cache
@@ -338,7 +347,7 @@ def plan(
             gpus=gpus,
             cache=None if fresh else Cache(),
             processes=processes,
-            watch=watch,
+            watch=lambda trial: watch(trial.label),
         )
     header = _header(loaded)
     if device is not None:
@@ -367,6 +376,27 @@ def plan(
         raise typer.Exit(NOT_MET)
 
 
+def _validate(processes: int | None, form: Format) -> None:
+    """Predict what others have published, and print both."""
+    from dataclasses import asdict
+
+    from tradebench.plan.plan import cores
+    from tradebench.plan.validate import predictions
+    from tradebench.published import expressed
+    from tradebench.published.validation import render
+
+    with _predicting(len(expressed())) as watch:
+        found = predictions(processes=processes or cores(), watch=watch)
+    if form is Format.JSON:
+        rows = {
+            name: {"refused": each} if isinstance(each, str) else asdict(each)
+            for name, each in found.items()
+        }
+        _print_json("plan", {"predictions": rows})
+    else:
+        typer.echo(render(found), nl=False)
+
+
 def _tokens(text: str | None) -> int | None:
     from tradebench.plan.price import parse_count
 
@@ -377,7 +407,7 @@ def _tokens(text: str | None) -> int | None:
 
 
 @contextmanager
-def _predicting(points: int) -> Iterator[Callable[[Trial], None]]:
+def _predicting(points: int) -> Iterator[Callable[[str], None]]:
     """A progress bar on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -391,7 +421,7 @@ def _predicting(points: int) -> Iterator[Callable[[Trial], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=points, point="importing the libraries")
-        yield lambda trial: bar.update(task, advance=1, point=trial.label)
+        yield lambda point: bar.update(task, advance=1, point=point)
 
 
 @app.command(name="report")

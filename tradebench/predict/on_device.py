@@ -13,34 +13,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tradebench.predict.allocator import AllocatorSettings, Simulation, simulate
+from tradebench.predict.allocator import AllocatorSettings, Usage, simulate
 from tradebench.predict.figures import spans
 from tradebench.predict.hidden import Buffer, hidden, persistent
 from tradebench.predict.record import Integers, Record
 from tradebench.predict.recorder import CALL
+from tradebench.result import Phase
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tape:
     """What an allocator is asked for: blocks allocated (b) and released (~b), and their sizes.
 
-    `windows` has the event with which each phase begins, by name.
+    `windows` has the event with which each phase begins, by name; `places` the event that each of
+    the record's comes to, and its end. `unverified` says what no device has confirmed.
     """
 
     events: Integers
     sizes: Integers
-    windows: Mapping[str, int]
+    windows: Mapping[Phase, int]
+    places: Integers
     unverified: tuple[str, ...]
 
-    def simulate(self, settings: AllocatorSettings, capacity: int | None = None) -> Simulation:
-        """Run the allocator over it."""
-        return simulate(
-            self.events,
-            self.sizes,
-            windows=tuple(self.windows.values()),
-            settings=settings,
-            capacity=capacity,
-        )
+    def usages(self, settings: AllocatorSettings) -> dict[Phase, Usage]:
+        """What every phase comes to."""
+        windows = tuple(self.windows.values())
+        simulated = simulate(self.events, self.sizes, windows=windows, settings=settings)
+        return dict(zip(self.windows, simulated.windows, strict=True))
+
+    def until(self, end: int, window: int, settings: AllocatorSettings) -> Usage:
+        """What it comes to from `window`, with which a phase may begin, to `end`."""
+        starts = sorted({*(start for start in self.windows.values() if start < window), window})
+        events = self.events[:end]
+        return simulate(events, self.sizes, windows=starts, settings=settings).windows[-1]
 
 
 def tape(record: Record, architecture: str) -> Tape:
@@ -67,14 +72,14 @@ def tape(record: Record, architecture: str) -> Tape:
     for place, buffer in workspaces.values():
         added.lasting(buffer, place)
     events = np.insert(record.events, *added.entries())
-    starts = {span.name: span.start for span in spans(record, "phase")}
+    places = added.before(len(record.events) + 1)
+    places[1:] += np.cumsum(record.events < CALL)
+    phases = {span.name: int(places[span.start]) for span in spans(record, "phase")}
     return Tape(
         events=events[events < CALL],
         sizes=np.concatenate([record.sizes, *added.sizes]),
-        windows={
-            name: int((record.events[:start] < CALL).sum()) + added.before(start)
-            for name, start in starts.items()
-        },
+        windows=phases,  # type: ignore[arg-type]  # the program's marks are phases
+        places=places,
         unverified=tuple(added.unverified),
     )
 
@@ -127,7 +132,14 @@ class _Added:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return np.concatenate([at for at, _ in found]), np.concatenate([what for _, what in found])
 
-    def before(self, start: int) -> int:
-        """How many entries come before what starts at this place."""
-        earlier = sum(int((at <= start).sum()) for at, _ in (*self.made_after, *self.released))
-        return earlier + sum(int((at < start).sum()) for at, _ in self.made_before)
+    def before(self, places: int) -> Integers:
+        """How many entries come before what is at each of so many places."""
+        every = np.arange(places)
+        early = _joined([at for at, _ in (*self.made_after, *self.released)])
+        late = _joined([at for at, _ in self.made_before])
+        return np.searchsorted(early, every, "right") + np.searchsorted(late, every, "left")
+
+
+def _joined(found: list[Integers]) -> Integers:
+    """All these places, sorted."""
+    return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)

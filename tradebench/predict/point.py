@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tradebench import devices
@@ -32,19 +32,28 @@ from tradebench.worlds.meters import phase_peaks
 _reached: dict[str, Reached] = {}  # data and tasks, read once for all families of a suite
 
 
+Make = Callable[[Trial, Library, Target], dict[str, Any]]
+
+
 def predict(payloads: Sequence[Mapping[str, Any]], target: Mapping[str, Any]) -> list[Any]:
     """Predictions for trials that share records, as JSON: what a pool's process is asked for."""
+    return answers(payloads, target, predict_point)
+
+
+def answers(
+    payloads: Sequence[Mapping[str, Any]], target: Mapping[str, Any], make: Make
+) -> list[Any]:
+    """What `make` predicts of each trial, or why it cannot."""
     gc.freeze()  # what the imports made is never garbage, and looking through it takes time
     trials = [Trial.from_payload(payload) for payload in payloads]
     aim = Target.model_validate(target)
     library = Library(trials, _reached, "cpu" if aim.device is None else "cuda")
-    return [_answer(trial, library, aim) for trial in trials]
+    return [_answer(trial, library, aim, make) for trial in trials]
 
 
-def _answer(trial: Trial, library: Library, target: Target) -> dict[str, Any]:
-    """A prediction, or why there is none."""
+def _answer(trial: Trial, library: Library, target: Target, make: Make) -> dict[str, Any]:
     try:
-        found = predict_point(trial, library, target)
+        found = make(trial, library, target)
     except UserError as error:
         return {"status": "failed", "reason": str(error)}
     except Exception as error:  # a point that cannot be predicted is a finding about that point
@@ -139,8 +148,7 @@ def on_device(
 ) -> tuple[dict[str, Measurement], list[str]]:
     """Allocated and reserved peaks and what the device sees, by phase; and what is unverified."""
     taken = tape(record, device.architecture)
-    windows = taken.simulate(settings).windows
-    usages = dict(zip(taken.windows, windows, strict=True))
+    usages = taken.usages(settings)
     found = phase_peaks(
         "peak_allocated_bytes", {name: usage.allocated for name, usage in usages.items()}
     )

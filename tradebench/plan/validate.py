@@ -1,0 +1,64 @@
+"""Predictions held against what others have published: `tradebench plan --validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tradebench.plan.pool import predict
+from tradebench.published import Expressed, expressed
+from tradebench.published.comparison import Prediction
+from tradebench.target import Target
+
+PROGRAM = "tradebench.predict.reading:predict"
+# The sources ran torch's allocator as it comes, unless a row says otherwise.
+ALLOCATOR = ""
+# For rows that do not name their GPU: most others ran on this one.
+STAND_IN = "a100-80gb"
+ALIKE = {"active": "allocated", "device": "process"}
+
+
+def predictions(
+    *, processes: int, watch: Callable[[str], None] = lambda row: None
+) -> dict[str, Prediction | str]:
+    """What is predicted for every published row that can be said as a trial, or why nothing is."""
+    found: dict[str, Prediction | str] = {}
+    for device, rows in _by_device(expressed()).items():
+        of_trial: dict[str, list[Expressed]] = {}
+        for row in rows:
+            of_trial.setdefault(row.trial.id, []).append(row)
+        trials = list({row.trial.id: row.trial for row in rows}.values())
+        target = Target(device=device, allocator=ALLOCATOR)
+        for trial, answer in predict(trials, target, processes=processes, program=PROGRAM):
+            for row in of_trial[trial.id]:
+                found[row.row.id] = _read(row, answer)
+                watch(row.row.id)
+    return found
+
+
+def _by_device(rows: Iterable[Expressed]) -> Mapping[str, Sequence[Expressed]]:
+    groups: dict[str, list[Expressed]] = {}
+    for row in rows:
+        groups.setdefault(row.device or STAND_IN, []).append(row)
+    return groups
+
+
+def _read(row: Expressed, answer: Mapping[str, Any]) -> Prediction | str:
+    """The counter that the source read, from a prediction."""
+    if answer["status"] != "ok":
+        return str(answer["reason"])
+    measurements = answer["measurements"]
+    reading = row.reading
+    counter = ALIKE.get(reading.counter, reading.counter)
+    stem = "step_seconds" if counter == "step" else f"peak_{counter}_bytes"
+    # Sources read the model once it is built, with whatever building it took.
+    phases = (".load", ".compress") if reading.moment == "load" else (f".{reading.moment}",)
+    names = (stem,) if reading.moment == "training" else tuple(stem + each for each in phases)
+    values = [measurements[name] for name in names if name in measurements]
+    if not values:
+        return f"{reading.counter} at {reading.moment} is not predicted"
+    highest = max(values, key=lambda each: float(each["value"]))
+    interval = highest.get("interval")
+    return Prediction(
+        value=float(highest["value"]), interval=(interval[0], interval[1]) if interval else None
+    )
