@@ -10,15 +10,17 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tradebench import reference
-from tradebench.program.evaluation import Scores
 from tradebench.result import Measurement, digest
 from tradebench.techniques import Stage
 from tradebench.trial import Trial
+
+if TYPE_CHECKING:
+    from tradebench.program.evaluation import Scores
 
 
 def write_items(directory: Path, name: str, items: Iterable[Mapping[str, Any]]) -> str:

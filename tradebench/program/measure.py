@@ -14,17 +14,20 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from tradebench.program.artifacts import SharedScores, write_items
-from tradebench.program.evaluation import Scores
 from tradebench.program.loop import Training
 from tradebench.program.model import load_model
 from tradebench.program.perform import Enter, Judges, Load, Materials, perform, prepare
 from tradebench.result import Heartbeat, Listener, Measurement, Outcome, Phase
 from tradebench.trial import Budget, Trial
 from tradebench.worlds.meters import Clock, MemoryMeter, Meter
+
+if TYPE_CHECKING:
+    from tradebench.program.evaluation import Scores
 
 REHEARSAL_STEPS = 2  # the first step creates optimizer states, the second meets them
 RESAMPLES = 2000
