@@ -128,6 +128,13 @@ def run(
         str | None, typer.Option(help="most memory a trial may take, such as 8GiB")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each trial")] = 1,
+    skip_unfit: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unfit/--try-unfit",
+            help="leave out what is predicted not to fit on this machine's GPU",
+        ),
+    ] = True,
     dry_run: Annotated[bool, typer.Option(help="list the points and stop")] = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -151,6 +158,7 @@ def run(
         loaded,
         directory,
         header,
+        _foresee(loaded, directory, skip_unfit=skip_unfit),
         {"isolation": isolation.value, "memory_cap": cap, "threads": threads},
         [status.value for status in retry or []],
     )
@@ -194,6 +202,7 @@ def _sweep(
     suite: Suite,
     directory: Path,
     header: Mapping[str, Any],
+    unfit: Mapping[str, str],
     settings: Mapping[str, Any],
     retry: Sequence[str],
 ) -> Summary:
@@ -216,7 +225,41 @@ def _sweep(
             header=header,
             options=options,
             observer=progress,
+            refuse=lambda trial: (
+                trial.conflicts() or ((unfit[trial.id],) if trial.id in unfit else ())
+            ),
         )
+
+
+def _foresee(suite: Suite, directory: Path, *, skip_unfit: bool) -> dict[str, str]:
+    """Predict every point for this machine's GPU, beside which its measurements will stand.
+
+    Returns what will not fit, by trial with the reason; nothing on a machine without a GPU, where
+    the rehearsal measures what would be predicted.
+    """
+    from tradebench import devices, environment
+    from tradebench.plan.cache import Cache
+    from tradebench.plan.plan import keep, make, unfit
+    from tradebench.target import Target
+
+    name = environment.gpu()
+    device = devices.named(name) if name is not None else None
+    if device is None:
+        if name is not None:
+            typer.echo(f"{name} is not in the catalogue: nothing is predicted for it", err=True)
+        return {}
+    trials = suite.trials()
+    with _predicting(sum(not trial.conflicts() for trial in trials)) as watch:
+        made = make(
+            suite.name,
+            trials,
+            Target(device=device.id),
+            device,
+            cache=Cache(),
+            watch=lambda trial: watch(trial.label),
+        )
+    keep(made, directory)
+    return unfit(made) if skip_unfit else {}
 
 
 def _is_offline(suite: Suite) -> bool:
@@ -488,6 +531,31 @@ def techniques(form: FormatOption = Format.TEXT) -> None:
             for row in rows:
                 table.add_row(*row[:kept])
             console.print(table)
+
+
+@app.command(name="calibrate")
+def calibrate_command(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="a JSON file; named after the device", dir_okay=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, or cpu for a rehearsal")] = "cuda",
+    minutes: Annotated[float, typer.Option(min=0.01, help="how long it may take")] = 5.0,
+) -> None:
+    """Measure how fast this machine's GPU really is, so that its plans rest on that.
+
+    `tradebench plan --calibration FILE` uses the file. A device does not change: once is enough.
+    """
+    from tradebench.predict.calibrate import LLAMA_70B, REHEARSAL, calibrate
+
+    sizes = REHEARSAL if device == "cpu" else LLAMA_70B
+    found = calibrate(device, 60 * minutes, sizes)
+    words = "".join(char if char.isalnum() else "-" for char in found.device.lower())
+    file = out or Path(f"calibration-{words}.json")
+    file.write_text(found.to_json() + "\n", encoding="utf-8")
+    for sentence in found.left_out:
+        typer.echo(f"left out: {sentence}", err=True)
+    typer.echo(f"calibration: {file}")
 
 
 @suite_app.command()

@@ -169,6 +169,15 @@ def _memory_bytes() -> int:
 
 
 @functools.cache
+def gpu() -> str | None:
+    """The name of this machine's first GPU; None where there is none, or its driver is silent."""
+    try:
+        found, _ = _gpus()
+    except RuntimeError:
+        return None
+    return str(found[0]["name"]) if found else None
+
+
 def _gpus() -> tuple[list[dict[str, Any]], str | None]:
     """Every NVIDIA GPU and the driver's version, without touching CUDA."""
     import pynvml

@@ -108,8 +108,7 @@ class Result(Record):
     `trial` is the trial's id; `settings` maps a slot to the fields of its technique. `effects`
     maps a slot to what the technique really changed, and `artifacts` names the files beside the
     store (per-item outcomes, log) relative to the run directory; an evaluation that several
-    trials share is named by all of them. `fit` belongs to a prediction for a device; `prediction`
-    has what was predicted of a measured point, by the names of its measurements.
+    trials share is named by all of them. `fit` belongs to a prediction for a device.
     """
 
     schema_: str = Field(SCHEMA, alias="schema")
@@ -135,7 +134,6 @@ class Result(Record):
     started: str | None = None
     seconds: float | None = None
     fit: Fit | None = None
-    prediction: Mapping[str, Measurement] = Field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON, keys in the order of this class."""

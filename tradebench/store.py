@@ -32,8 +32,8 @@ class Run:
     """What a run directory holds.
 
     `results` has the last readable attempt of every (kind, trial, repeat), in the order in which
-    the points first appeared; `attempts` has every attempt. `problems` names lines that could not be
-    read: a process died while it wrote them, or someone edited them.
+    the points first appeared; `attempts` has every attempt. `problems` names lines that could not
+    be read: a process died while it wrote them, or someone edited them.
     """
 
     directory: Path

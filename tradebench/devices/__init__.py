@@ -8,7 +8,7 @@ from tradebench.devices.catalogue import DEVICES
 from tradebench.devices.device import GIB, Device, Format
 from tradebench.errors import UserError
 
-__all__ = ["DEVICES", "GIB", "Device", "Format", "find", "names"]
+__all__ = ["DEVICES", "GIB", "Device", "Format", "find", "named", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -29,3 +29,8 @@ def find(name: str) -> Device:
     close = within or difflib.get_close_matches(given, names(), n=1, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(names())}"
     raise UserError(f"unknown device {name!r}: {hint}")
+
+
+def named(name: str) -> Device | None:
+    """The device that a driver calls so; None where the catalogue does not have it."""
+    return next((device for device in DEVICES.values() if device.name == name), None)

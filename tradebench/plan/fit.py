@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tradebench.devices import Device
+from tradebench.devices import GIB, Device
 from tradebench.result import PHASES, Fit, Measurement, Phase, Result
 from tradebench.trial import Trial
 
 NEEDED = "peak_process_bytes"
-GIB = 2**30
 
 
 def fit(measurements: Mapping[str, Measurement], device: Device) -> Fit | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tradebench import environment, store
-from tradebench.devices import Device
+from tradebench.devices import GIB, Device
 from tradebench.plan.cache import Cache
 from tradebench.plan.fit import advise, fit
 from tradebench.plan.pool import PROGRAM, predict
@@ -85,6 +85,20 @@ def refuse(trial: Trial, gpus: int | None) -> tuple[str, ...]:
     if gpus is not None and trial.ranks > gpus:
         reasons += (f"{trial.label} needs {trial.ranks} GPUs, and --gpus says {gpus}.",)
     return reasons
+
+
+def unfit(plan: Plan) -> dict[str, str]:
+    """By trial, a sentence for each that will not fit on its device."""
+    return {
+        result.trial: (
+            f"{result.label} is predicted to need {fit.needed[0] / GIB:.1f} to "
+            f"{fit.needed[1] / GIB:.1f} GiB while {fit.phase.replace('_', ' ')} runs, and "
+            f"{fit.device} has {fit.capacity[1] / GIB:.1f}"
+            f"{f'; {fit.advice}' if fit.advice else ''}. --try-unfit runs it all the same."
+        )
+        for result in plan.results
+        if (fit := result.fit) is not None and fit.verdict == "does not fit"
+    }
 
 
 def keep(plan: Plan, directory: Path) -> None:

@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tradebench.devices import GIB
 from tradebench.plan.fit import payload
 from tradebench.plan.price import Price, Range, of_suite, of_tokens, step
 from tradebench.report.units import count, listed, significant
 from tradebench.result import Result, Verdict
 from tradebench.trial import Trial
 
-GIB = 2**30
 MAX_ROWS = 60
 ORDER: tuple[Verdict, ...] = ("fits", "tight", "does not fit")
 STYLES = {"fits": "green", "tight": "yellow", "does not fit": "red"}

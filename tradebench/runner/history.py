@@ -22,10 +22,16 @@ class History:
         self.directory = directory
         run = store.load(directory)
         self.problems = run.problems
-        self._last = {(result.trial, result.repeat): result for result in run.results}
-        self._stored = {_key(result) for result in run.attempts}
+        # Predictions of the same points may lie beside what was measured.
+        measured = [result for result in run.attempts if result.kind == "measured"]
+        self._last = {
+            (result.trial, result.repeat): result
+            for result in run.results
+            if result.kind == "measured"
+        }
+        self._stored = {_key(result) for result in measured}
         self._attempts: dict[tuple[str, int], int] = {}
-        for result in run.attempts:
+        for result in measured:
             self._count(result.trial, result.repeat, result.attempt)
         for event in store.events(directory):
             if event.get("event") == "started":
