@@ -1,7 +1,8 @@
 """What surrounds a program in the fake world.
 
 A few places in libraries turn fake tensors away, or treat them otherwise than real ones. Each is
-replaced while the world lasts by what the same code does with real tensors.
+replaced while the world lasts by what the same code does with real tensors: those of a CPU or,
+where the world stands for a GPU, those of CUDA.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 # Imported before any tensor is fake: they make tables while they load.
 import bitsandbytes.functional
@@ -20,6 +21,7 @@ from torch._library.fake_impl import FakeImplCtx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.utils import import_utils
 
+from tradebench.worlds.fake.cuda import CUDA
 from tradebench.worlds.fake.values import NOTE, Values
 
 _make_real = Tensor._make_subclass
@@ -27,8 +29,12 @@ _kinds: dict[type, type] = {}
 
 
 @contextmanager
-def fake_world() -> Iterator[None]:
-    """Make every tensor that is made inside a fake one, in the whole process."""
+def fake_world(target: Literal["cpu", "cuda"] = "cpu") -> Iterator[None]:
+    """Make every tensor that is made inside a fake one, in the whole process.
+
+    Tensors say that they lie on a CPU in any case. What libraries do with them is what they do on
+    `target`.
+    """
     places: tuple[tuple[Any, str, Any], ...] = (
         (import_utils, "is_fake_tensor", _looks_real),
         (Tensor, "_make_subclass", _make_subclass),
@@ -37,6 +43,7 @@ def fake_world() -> Iterator[None]:
         (FakeImplCtx, "new_dynamic_size", _least_size),
         # A table that bitsandbytes makes once per process: a fake one must not outlive the world.
         (bitsandbytes.functional, "name2qmap", {}),
+        *(CUDA if target == "cuda" else ()),
     )
     with ExitStack() as stack:
         for owner, name, instead in places:
