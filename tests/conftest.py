@@ -293,26 +293,24 @@ def differences() -> Callable[[Record, Record], list[str]]:
     """Names what differs between two records; where operations are numbered makes no difference."""
 
     def compare(one: Record, other: Record) -> list[str]:
-        import numpy as np
-
-        ours, theirs = ({**vars(record), **_by_value(record)} for record in (one, other))
-        return [name for name in ours if not np.array_equal(ours[name], theirs[name])]
+        ours, theirs = _plainly(one), _plainly(other)
+        return [name for name in ours if ours[name] != theirs[name]]
 
     return compare
 
 
-def _by_value(record: Record) -> dict[str, Any]:
-    """The parts of a record that are numbered, without their numbers."""
-    import numpy as np
-
+def _plainly(record: Record) -> dict[str, list[Any]]:
+    """What is in a record, by value where it is numbered."""
     from tradebench.predict.recorder import CALL
 
-    called = record.events[record.events >= CALL] - CALL
+    events = record.events.tolist()
     return {
-        "events": np.minimum(record.events, CALL),
-        "operations": [record.operations[index] for index in called],
+        "events": [min(event, CALL) for event in events],
+        "operations": [record.operations[event - CALL] for event in events if event >= CALL],
+        "layers": record.layers.tolist(),
+        "sizes": record.sizes.tolist(),
+        "categories": record.categories.tolist(),
         "paths": [record.modules[index] for index in record.paths],
-        "modules": None,
         "marks": list(record.marks),
     }
 
