@@ -13,39 +13,63 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tradebench.predict.allocator import AllocatorSettings, Usage, simulate
+from tradebench.predict.allocator import AllocatorSettings, Usage, simulate, smallest_capacity
 from tradebench.predict.figures import spans
 from tradebench.predict.hidden import Buffer, hidden, persistent
 from tradebench.predict.record import Integers, Record
 from tradebench.predict.recorder import CALL
-from tradebench.result import Phase
+from tradebench.result import CATEGORIES, Phase
+
+COLLECTIVE = CATEGORIES.index("communication")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tape:
     """What an allocator is asked for: blocks allocated (b) and released (~b), and their sizes.
 
+    `streams` has the stream that each block is allocated on: collectives have one of their own.
     `windows` has the event with which each phase begins, by name; `places` the event that each of
     the record's comes to, and its end. `unverified` says what no device has confirmed.
     """
 
     events: Integers
     sizes: Integers
+    streams: Integers
     windows: Mapping[Phase, int]
     places: Integers
     unverified: tuple[str, ...]
 
     def usages(self, settings: AllocatorSettings) -> dict[Phase, Usage]:
         """What every phase comes to."""
-        windows = tuple(self.windows.values())
-        simulated = simulate(self.events, self.sizes, windows=windows, settings=settings)
+        simulated = simulate(
+            self.events,
+            self.sizes,
+            windows=tuple(self.windows.values()),
+            streams=self.streams,
+            settings=settings,
+        )
         return dict(zip(self.windows, simulated.windows, strict=True))
+
+    def smallest_capacity(self, settings: AllocatorSettings) -> int:
+        """The fewest bytes that segments may take without the program running out of memory."""
+        return smallest_capacity(
+            self.events,
+            self.sizes,
+            windows=tuple(self.windows.values()),
+            streams=self.streams,
+            settings=settings,
+        )
 
     def until(self, end: int, window: int, settings: AllocatorSettings) -> Usage:
         """What it comes to from `window`, with which a phase may begin, to `end`."""
         starts = sorted({*(start for start in self.windows.values() if start < window), window})
-        events = self.events[:end]
-        return simulate(events, self.sizes, windows=starts, settings=settings).windows[-1]
+        return simulate(
+            self.events[:end],
+            self.sizes,
+            windows=starts,
+            streams=self.streams,
+            settings=settings,
+        ).windows[-1]
 
 
 def tape(record: Record, architecture: str) -> Tape:
@@ -72,12 +96,14 @@ def tape(record: Record, architecture: str) -> Tape:
     for place, buffer in workspaces.values():
         added.lasting(buffer, place)
     events = np.insert(record.events, *added.entries())
+    extra = added.blocks - len(record.sizes)
     places = added.before(len(record.events) + 1)
     places[1:] += np.cumsum(record.events < CALL)
     phases = {span.name: int(places[span.start]) for span in spans(record, "phase")}
     return Tape(
         events=events[events < CALL],
         sizes=np.concatenate([record.sizes, *added.sizes]),
+        streams=np.concatenate([record.categories == COLLECTIVE, np.zeros(extra, dtype=bool)]) * 1,
         windows=phases,  # type: ignore[arg-type]  # the program's marks are phases
         places=places,
         unverified=tuple(added.unverified),

@@ -156,11 +156,18 @@ def on_device(
         "peak_reserved_bytes", {name: usage.reserved for name, usage in usages.items()}
     )
     outside = overhead(device.architecture, ranks=trial.ranks)
+    low, high = device.reported_bytes
+    largest = max(usage.reserved for usage in usages.values())
+    least = largest
+    if largest + outside.high > low and max(u.requested for u in usages.values()) <= high:
+        # What is reserved can shrink where it must: cached segments go back before memory runs out.
+        least = taken.smallest_capacity(settings)
+        found["smallest_capacity_bytes"] = Measurement(value=least, unit="B")
     for name, usage in usages.items():
         key = "peak_process_bytes" if name == "train" else f"peak_process_bytes.{name}"
         found[key] = Measurement(
             value=usage.reserved + outside.typical,
             unit="B",
-            interval=(usage.reserved + outside.low, usage.reserved + outside.high),
+            interval=(min(usage.reserved, least) + outside.low, usage.reserved + outside.high),
         )
     return found, list(taken.unverified)
