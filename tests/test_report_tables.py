@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tradebench.report import content, findings, fronts, series, tables, units
-from tradebench.result import SCHEMA, Kind, Measurement, Result, Status, digest
+from tradebench.result import SCHEMA, Fit, Kind, Measurement, Result, Status, Verdict, digest
 from tradebench.store import Run
 
 FP32: dict[str, Any] = {"precision": {"method": "fp32"}}
@@ -476,6 +476,49 @@ def test_predictions_are_shown_with_their_error() -> None:
 
     assert (error.name, error.predicted, error.measured) == ("fp32", "210 MiB", "200 MiB")
     assert error.error == pytest.approx(0.05)
+
+
+def test_what_is_not_known_of_all_predictions_alike_puts_none_of_them_first() -> None:
+    wide = {"step": (1.0, 9.0)}
+    faster = numbers(wide, memory=100, step=3.0)
+    slower = numbers(wide, memory=100, step=4.0)
+
+    def labels(kind: Kind) -> list[str]:
+        group = group_of(
+            result(FP32, faster, kind=kind),
+            result(BF16, slower, kind=kind),
+            objectives=["peak_tensor_bytes", "step_seconds"],
+        )
+        return [group.standing(point).label for point in group.ordered]
+
+    assert labels("predicted") == ["front", "dominated"]
+    assert labels("measured") == ["possible", "possible"]
+
+
+def test_a_plan_says_what_fits_and_what_is_nearest_to_the_rest() -> None:
+    def planned(settings: dict[str, Any], verdict: Verdict, advice: str | None) -> Result:
+        fit = Fit(
+            device="h100-80gb",
+            verdict=verdict,
+            needed=(1, 2),
+            capacity=(1, 2),
+            phase="train",
+            advice=advice,
+        )
+        made = result(settings, numbers(memory=100), kind="predicted")
+        return made.model_copy(update={"fit": fit})
+
+    group = group_of(
+        planned(FP32, "fits", None),
+        planned(BF16, "does not fit", "nf4 saves 9 GiB: fits"),
+        planned(lora(4), "tight", None),
+    )
+
+    assert {point.status_text for point in group.points} == {"fits", "tight", "does not fit"}
+    assert {(each.status, each.reason) for each in content.endings(group)} == {
+        ("does not fit", "nf4 saves 9 GiB: fits"),
+        ("tight", "no other point of the suite fits either"),
+    }
 
 
 def test_reasons_are_grouped_with_their_points() -> None:

@@ -143,8 +143,9 @@ class Ending:
 
 
 def endings(group: Group) -> tuple[Ending, ...]:
-    """Return every reason once, with its points, failures first."""
+    """Return every reason once, with its points, failures first; what does not fit comes last."""
     found: dict[tuple[Status, str], list[str]] = {}
+    unfit: dict[tuple[str, str], list[str]] = {}
     for point in group.ordered:
         for result in point.results:
             if result.status != "ok":
@@ -152,10 +153,14 @@ def endings(group: Group) -> tuple[Ending, ...]:
                 names = found.setdefault((result.status, reason), [])
                 if point.name not in names:
                     names.append(point.name)
+        if point.fit is not None and point.fit.verdict != "fits":
+            advice = point.fit.advice or "no other point of the suite fits either"
+            unfit.setdefault((point.fit.verdict, clean(advice)), []).append(point.name)
     ordered = sorted(found.items(), key=lambda item: SEVERITY.index(item[0][0]))
+    ended = [(STATUS_WORDS[status], reason, names) for (status, reason), names in ordered]
+    ended += [(verdict, advice, names) for (verdict, advice), names in unfit.items()]
     return tuple(
-        Ending(status=STATUS_WORDS[status], reason=reason, names=tuple(names))
-        for (status, reason), names in ordered
+        Ending(status=status, reason=reason, names=tuple(names)) for status, reason, names in ended
     )
 
 

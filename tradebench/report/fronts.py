@@ -247,7 +247,7 @@ def _standings(
     chances = pareto.probability(
         [[point.estimates[each.name].cost for each in objectives] for point in complete],
         [
-            [standard_error(point.estimates[each.name], relative[each.name]) for each in objectives]
+            [_noise(point.estimates[each.name], relative[each.name]) for each in objectives]
             for point in complete
         ],
     )
@@ -259,6 +259,11 @@ def _standings(
     for point, chance in zip(complete, chances, strict=True):
         standings[point.trial] = Standing(label=_label(chance), probability=chance)
     return standings
+
+
+def _noise(estimate: Estimate, relative: float) -> float:
+    """Return the error that may set one point before another: none between predictions."""
+    return 0.0 if estimate.predicted else standard_error(estimate, relative)
 
 
 def _label(chance: float) -> Label:

@@ -118,7 +118,11 @@ def intervals(estimates: Iterable[Estimate]) -> str:
         parts.append(
             f"Thick bar: lowest to highest of up to {repeats} repeats; a point is their mean."
         )
-    if any(each.interval for each in drawn):
+    if any(each.interval and each.predicted for each in drawn):
+        parts.append(
+            "Thin bar: what is not known without the device; it moves all points the same way."
+        )
+    if any(each.interval and not each.predicted for each in drawn):
         parts.append("Thin bar: 95 % interval within one run, from its steps or test items.")
     return " ".join(parts)
 

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tradebench.report.units import clean, title
-from tradebench.result import PHASES, Kind, Measurement, Result, Status
+from tradebench.result import PHASES, Fit, Kind, Measurement, Result, Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,8 @@ class Estimate:
     """One quantity of a point: the mean over its repeats, one value per repeat.
 
     `interval` is the 95 % interval from the sampling inside one run (steps or test items), its two
-    ends averaged over the repeats: repeats on the same items do not narrow it.
+    ends averaged over the repeats: repeats on the same items do not narrow it. That of a
+    `predicted` value is what nobody can know without the device; it moves all points alike.
     """
 
     value: float
@@ -58,6 +59,7 @@ class Estimate:
     better: str
     values: tuple[float, ...]
     interval: tuple[float, float] | None = None
+    predicted: bool = False
 
     @property
     def spread(self) -> tuple[float, float] | None:
@@ -99,8 +101,15 @@ class Point:
         return next(status for status in SEVERITY if self.outcomes[status])
 
     @property
+    def fit(self) -> Fit | None:
+        """Whether a predicted point fits on the device it was predicted for."""
+        return self.results[0].fit
+
+    @property
     def status_text(self) -> str:
-        """`ok`, or `out of memory 1 of 3, ok 2 of 3` where the repeats disagree."""
+        """`ok`, `fits` of a plan, or `out of memory 1 of 3, ok 2 of 3` where repeats disagree."""
+        if self.fit is not None:
+            return self.fit.verdict
         if len(self.outcomes) == 1:
             return STATUS_WORDS[self.status]
         total = len(self.results)
@@ -129,7 +138,8 @@ class Point:
             if result.status == "ok":
                 for name, measurement in result.measurements.items():
                     found.setdefault(name, []).append(measurement)
-        return {name: pool(measurements) for name, measurements in found.items()}
+        predicted = self.kind == "predicted"
+        return {name: pool(each, predicted=predicted) for name, each in found.items()}
 
     def value(self, name: str) -> float | None:
         """Return the pooled value, or None where the point has none."""
@@ -143,7 +153,7 @@ class Point:
         return max((value for value in values if value is not None), default=None)
 
 
-def pool(measurements: Sequence[Measurement]) -> Estimate:
+def pool(measurements: Sequence[Measurement], *, predicted: bool = False) -> Estimate:
     """Return the estimate from one measurement per repeat."""
     first = measurements[0]
     values = tuple(float(each.value) for each in measurements)
@@ -156,6 +166,7 @@ def pool(measurements: Sequence[Measurement]) -> Estimate:
         interval=(fmean(low for low, _ in intervals), fmean(high for _, high in intervals))
         if intervals
         else None,
+        predicted=predicted,
     )
 
 
