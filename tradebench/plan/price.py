@@ -42,7 +42,7 @@ def parse_count(text: str) -> int:
     Raises:
         ValueError: a sentence that says what a count looks like.
     """
-    match = re.fullmatch(r"([0-9]+(?:\\.[0-9]+)?) ?([kmbt]?)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kmbt]?)", text.strip().lower())
     if match is None or float(match[1]) == 0:
         raise ValueError(f"{text!r} is not a number of tokens; write 50M, 1.5B or 20000")
     return round(float(match[1]) * COUNTS[match[2]])
