@@ -1,7 +1,8 @@
 """The pool: predictions made in a few processes that have imported torch once.
 
-A process that dies takes the points that it was at with it and nothing else: they are tried once
-more, each family in a process of its own, and end as `failed` if that dies as well.
+A process that dies takes the points that it was at with it and nothing else. Whatever was under way
+is tried again, each family in a process of its own; if that dies as well, each of the family's
+points in one, and a point with which that dies once more ends as `failed`.
 """
 
 from __future__ import annotations
@@ -42,11 +43,8 @@ def predict(
     """Every trial with its prediction, an Outcome as JSON, in the order in which they get ready."""
     families = families_of(trials)
     for group, answers in _ask(families, target, min(processes, len(families)), program):
-        if answers is not None:
-            yield from zip(group, answers, strict=True)
-            continue
-        for alone, again in _ask([[trial] for trial in group], target, 1, program):
-            yield alone[0], again[0] if again is not None else {"status": "failed", "reason": DEATH}
+        found = answers if answers is not None else _again(group, target, program)
+        yield from zip(group, found, strict=True)
 
 
 def families_of(trials: Iterable[Trial]) -> list[list[Trial]]:
@@ -74,6 +72,16 @@ def _ask(
                 yield running[done], done.result()
             except BrokenProcessPool:
                 yield running[done], None
+
+
+def _again(group: Sequence[Trial], target: Target, program: str) -> list[Prediction]:
+    """A family's answers from a process of its own, or else those of its points, each from one."""
+    ((_, answers),) = _ask([group], target, 1, program)
+    if answers is not None:
+        return answers
+    if len(group) == 1:
+        return [{"status": "failed", "reason": DEATH}]
+    return [answer for trial in group for answer in _again([trial], target, program)]
 
 
 def _prepare(variables: Mapping[str, str]) -> None:
