@@ -22,6 +22,8 @@ from tradebench.target import Target
 from tradebench.trial import FileData, Trial
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lm_eval", "numpy")
+# What a local model's shapes, tokenizer and chat template are written in.
+READ = (".json", ".jinja", ".model", ".txt")
 
 
 def folder() -> Path:
@@ -68,13 +70,22 @@ def key(trial: Trial, target: Target) -> str:
         files.append(Path(target.calibration))
     local = Path(trial.model.name).expanduser()
     if local.is_dir():
-        files += sorted(local.glob("*.json"))
+        files += sorted(file for file in local.iterdir() if file.suffix in READ)
     contents = [_content(file) for file in files]
     return digest([trial.payload(), target.model_dump(), contents])
 
 
 def _content(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    if not file.is_file():
+        return ""
+    found = file.stat()
+    return _digest_of(file, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache
+def _digest_of(file: Path, size: int, changed: int) -> str:
+    """A digest of what is in a file: a thousand points may name the same one of many megabytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @lru_cache
@@ -82,7 +93,8 @@ def _code() -> str:
     """A digest of tradebench's own sources and of the libraries whose code a prediction runs."""
     root = Path(tradebench.__file__).parent
     sources = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    # The checksums stand for the reference model, its data and its tasks.
+    for file in (*sorted(root.rglob("*.py")), root / "reference" / "checksums.json"):
         sources.update(file.read_bytes())
     return digest([sources.hexdigest(), *map(_version, LIBRARIES)])
 
