@@ -344,7 +344,8 @@ def plan(
         bool, typer.Option(help="end with 1 unless every legal point fits")
     ] = False,
     calibration: Annotated[
-        Path | None, typer.Option(help="a device's measured efficiencies", dir_okay=False)
+        Path | None,
+        typer.Option(help="a device's measured efficiencies", exists=True, dir_okay=False),
     ] = None,
     validate: Annotated[
         bool, typer.Option(help="hold predictions against published measurements instead")
@@ -376,6 +377,8 @@ def plan(
 
     loaded = Suite.load(suite)
     device = None if gpu == "none" else devices.find(gpu)
+    if require_fit and device is None:
+        raise UserError("--require-fit needs a device to fit on: name it with --gpu")
     question = table.Question(tokens=_tokens(tokens), price=price)
     trials = loaded.trials()
     with _predicting(sum(not trial.conflicts() for trial in trials)) as watch:
@@ -411,11 +414,13 @@ def plan(
             console = Console()
             console.print(table.draw(made.results, question))
             console.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)
-    fits = [result.fit.verdict for result in made.results if result.fit is not None]
+    fits = [result.fit for result in made.results if result.status != "skipped"]
     over = table.over_budget(made.results, budget)
     if over is not None:
         typer.echo(over, err=True)
-    if over is not None or (require_fit and any(verdict != "fits" for verdict in fits)):
+    # A point that could not be predicted is not known to fit.
+    unfit = any(fit is None or fit.verdict != "fits" for fit in fits)
+    if over is not None or (require_fit and unfit):
         raise typer.Exit(NOT_MET)
 
 
