@@ -412,7 +412,7 @@ def plan(
             from rich.console import Console
 
             console = Console()
-            console.print(table.draw(made.results, question))
+            console.print(table.draw(made.results, question, console.width))
             console.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)
     fits = [result.fit for result in made.results if result.status != "skipped"]
     over = table.over_budget(made.results, budget)

@@ -64,10 +64,11 @@ def _nearest(result: Result, fitting: Iterable[Result]) -> str | None:
     if other is None or result.fit is None or other.fit is None:
         return None
     labels = {part.slot: part.label for part in Trial.from_payload(payload(other)).techniques}
-    names = " and ".join(labels.get(slot, f"{slot} off") for slot in _changed(result, other))
+    names = [labels.get(slot, f"{slot} off") for slot in _changed(result, other)]
+    verb = "saves" if len(names) == 1 else "save"
     saved = (result.fit.needed[1] - other.fit.needed[1]) / GIB
     spare = (other.fit.capacity[0] - other.fit.needed[1]) / GIB
-    return f"{names} saves {saved:.0f} GiB: fits with {spare:.0f} GiB to spare"
+    return f"{' and '.join(names)} {verb} {saved:.0f} GiB: fits with {spare:.0f} GiB to spare"
 
 
 def _changed(result: Result, other: Result) -> list[str]:

@@ -18,7 +18,9 @@ from tradebench.result import Result, Verdict
 from tradebench.trial import Trial
 
 MAX_ROWS = 60
+WIDE = 160  # columns of a terminal that has room for the categories of memory
 ORDER: tuple[Verdict, ...] = ("fits", "tight", "does not fit")
+NAME = 48
 STYLES = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 SHOWN = ("weights", "gradients", "optimizer", "activations", "temporaries", "communication")
 
@@ -40,9 +42,10 @@ class Row:
     note: str
 
 
-def heads(results: Sequence[Result], question: Question) -> list[str]:
+def heads(results: Sequence[Result], question: Question, *, categories: bool = True) -> list[str]:
     """The titles of the columns, with their units."""
-    found = ["point", "verdict", "needs (GiB)", *(f"{name} (GiB)" for name in _categories(results))]
+    found = ["point", "verdict", "needs (GiB)"]
+    found += [f"{name} (GiB)" for name in _categories(results) if categories]
     if any(step(result) for result in results):
         found.append("step (s)")
         if question.tokens is not None:
@@ -52,10 +55,10 @@ def heads(results: Sequence[Result], question: Question) -> list[str]:
     return found
 
 
-def rows(results: Sequence[Result], question: Question) -> list[Row]:
+def rows(results: Sequence[Result], question: Question, *, categories: bool = True) -> list[Row]:
     """Every predicted point: those that fit by step time, then the rest by what they need."""
     predicted = [result for result in results if result.status == "ok"]
-    shown = _categories(results)
+    shown = _categories(results) if categories else []
     timed = any(step(result) for result in results)
     return [
         _row(result, shown, timed=timed, question=question)
@@ -97,23 +100,54 @@ def over_budget(results: Sequence[Result], budget: float | None) -> str | None:
     )
 
 
-def draw(results: Sequence[Result], question: Question) -> RenderableType:
-    """The table and its summary for a terminal."""
+def draw(results: Sequence[Result], question: Question, width: int) -> RenderableType:
+    """The plan for a terminal of this many columns: a table, or lines where it is narrow."""
+    found = rows(results, question, categories=width >= WIDE)
+    drawn = _table(found, heads(results, question)) if width >= WIDE else None
+    lines = [] if drawn else _lines(found, heads(results, question, categories=False))
+    if len(found) > MAX_ROWS:
+        lines.append(Text(f"and {len(found) - MAX_ROWS} more, all of them in the report"))
+    lines += [Text(line) for line in summary(results, question)]
+    return Group(*([drawn] if drawn else []), *lines)
+
+
+def _table(found: Sequence[Row], titles: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 1))
-    for head in heads(results, question):
-        left = head in ("point", "verdict")
-        table.add_column(head, justify="left" if left else "right", overflow="fold")
-    found = rows(results, question)
+    for head in titles:
+        name, _, unit = head.partition(" (")
+        left = name in ("point", "verdict")
+        table.add_column(
+            f"{name}\n({unit}" if unit else name,
+            justify="left" if left else "right",
+            no_wrap=name != "point",
+            min_width=NAME if name == "point" else None,
+        )
     for row in found[:MAX_ROWS]:
         name, verdict, *numbers = row.cells
         text = Text(name)
         if row.note:
             text.append(f"\n  {row.note}", style="dim")
         table.add_row(text, Text(verdict, style=STYLES.get(row.verdict, "")), *numbers)
-    lines = [Text(line) for line in summary(results, question)]
-    if len(found) > MAX_ROWS:
-        lines.insert(0, Text(f"and {len(found) - MAX_ROWS} more, all of them in the report"))
-    return Group(table, *lines)
+    return table
+
+
+def _lines(found: Sequence[Row], titles: Sequence[str]) -> list[Text]:
+    """A line with each point's name, one with its numbers, and one with what to do about it."""
+    lines = []
+    for row in found[:MAX_ROWS]:
+        name, verdict, *numbers = row.cells
+        lines.append(Text(name, style="bold"))
+        line = Text("  ")
+        line.append(verdict, style=STYLES.get(row.verdict, ""))
+        for title, number in zip(titles[2:], numbers, strict=True):
+            word, _, unit = title.partition(" (")
+            line.append(
+                f"{' · ' if len(line) > 2 else ''}{word} {number} {unit.rstrip(')')}".rstrip()
+            )
+        lines.append(line)
+        if row.note:
+            lines.append(Text(f"  {row.note}", style="dim"))
+    return lines
 
 
 def markdown(results: Sequence[Result], question: Question) -> str:
