@@ -14,6 +14,8 @@ from transformers import AutoConfig
 from tradebench import configs, reference
 from tradebench.errors import UserError
 from tradebench.program.model import (
+    _config,
+    depth,
     load_model,
     load_tokenizer,
     longest_input,
@@ -50,6 +52,28 @@ def test_random_weights_fill_the_shape_of_a_config(tiny_model_path: str) -> None
     model = load_model(trial.model, plan_loading(trial, "cpu"))
 
     assert sum(parameter.numel() for parameter in model.parameters()) == 558_208
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_random_model_is_cut_to_its_layers(layers: int, tiny_model_path: str) -> None:
+    whole = Model(name="shape", config=tiny_model_path, weights="random")
+    cut = whole.model_copy(update={"layers": layers})
+    trial = Trial(model=cut)
+    parts = [
+        name
+        for name, _ in load_model(cut, plan_loading(trial, "cpu")).named_modules()
+        if name.startswith("model.layers.") and name.count(".") == 2
+    ]
+
+    assert parts == [f"model.layers.{layer}" for layer in range(layers)]
+    assert (depth(whole), depth(cut)) == (4, layers)
+
+
+def test_a_shape_that_names_a_kind_for_each_layer_is_cut_with_its_names() -> None:
+    cut = Model(name="shape", config="qwen3-8b", weights="random", layers=2)
+
+    assert _config(cut).layer_types == ["full_attention"] * 2
+    assert depth(cut) == 2
 
 
 def test_random_weights_have_no_tokenizer(tiny_model_path: str) -> None:

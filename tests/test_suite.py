@@ -184,6 +184,12 @@ def test_a_config_with_random_weights_needs_no_name() -> None:
     assert (model.name, model.config, model.weights) == ("llama-3.2-1b", "llama-3.2-1b", "random")
 
 
+def test_a_random_model_may_be_cut_short() -> None:
+    model = suite("grid: {}\n", "model: {config: llama-3.2-1b, weights: random, layers: 2}\n").model
+
+    assert (model.config, model.layers) == ("llama-3.2-1b", 2)
+
+
 def test_paths_are_relative_to_the_suite_and_carried_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,6 +495,14 @@ def test_broken_yaml_is_one_line(text: str, line: str) -> None:
         (
             "grid: {}\nmodel: {config: llama-3.2-1b, weights: random}\nevaluate: {tasks: [mmlu]}\n",
             "3: accuracy of random weights means nothing; remove the tasks",
+        ),
+        (
+            "grid: {}\nmodel:\n  config: llama-3.2-1b\n  layers: 2\n  name: x\n",
+            "4: layers cuts a random model short; real weights need all of theirs",
+        ),
+        (
+            "grid: {}\nmodel: {config: llama-3.2-1b, weights: random, layers: 0}\n",
+            "2: model: layers must be at least 1, not 0",
         ),
     ],
 )

@@ -456,11 +456,20 @@ def test_one_dense_layer_among_quantized_ones_is_found_out(
         trial.techniques[0].effect(model)
 
 
-@pytest.mark.parametrize(("ratio", "layers"), [(0.01, {0}), (0.5, {0, 2}), (1.0, {0, 1, 2, 3})])
-def test_checkpointing_recomputes_its_share_of_the_layers(
-    ratio: float, layers: set[int], tiny_trial: Callable[..., Trial], run_trial: Run
+@pytest.mark.parametrize(
+    ("chosen", "layers"),
+    [
+        ({"ratio": 0.01}, {0}),
+        ({"ratio": 0.5}, {0, 2}),
+        ({"ratio": 1.0}, {0, 1, 2, 3}),
+        ({"layers": (0, 1, 3)}, {0, 1, 3}),
+    ],
+    ids=str,
+)
+def test_checkpointing_recomputes_its_share_of_the_layers_or_those_that_it_names(
+    chosen: dict[str, Any], layers: set[int], tiny_trial: Callable[..., Trial], run_trial: Run
 ) -> None:
-    trial = tiny_trial({"checkpointing": {"method": "full", "ratio": ratio}})
+    trial = tiny_trial({"checkpointing": {"method": "full", **chosen}})
     model, _, effects = run_trial(trial)
     ran = {
         index
@@ -469,8 +478,7 @@ def test_checkpointing_recomputes_its_share_of_the_layers(
     }
 
     assert ran == layers
-    # Three steps and the longest batch.
-    assert effects["checkpointing"] == {"layers": len(layers), "recomputations": 4 * len(layers)}
+    assert effects["checkpointing"] == {"layers": len(layers), "recomputations": 3 * len(layers)}
 
 
 def test_a_layer_that_was_not_recomputed_is_found_out(
@@ -481,6 +489,29 @@ def test_a_layer_that_was_not_recomputed_is_found_out(
 
     with pytest.raises(ContradictionError, match=r"layers \[0, 2\] of 4 were recomputed"):
         whole.effect(model)
+
+
+def test_named_layers_are_part_of_settings_and_label_where_there_are_some() -> None:
+    kind: Any = catalogue()["checkpointing"]["full"]
+
+    assert kind(ratio=0.5).settings() == {"method": "full", "ratio": 0.5}
+    assert kind(layers=(0, 2)).settings() == {"method": "full", "ratio": 1.0, "layers": [0, 2]}
+    assert kind(ratio=0.5).label == "checkpointing 0.5"
+    assert kind(layers=(0, 2)).label == "checkpointing layers 0, 2"
+
+
+@pytest.mark.parametrize("technique", techniques(), ids=lambda kind: kind.__name__)
+def test_a_technique_arranged_for_other_layers_treats_each_as_before(
+    technique: type[Technique],
+) -> None:
+    value: Any = technique(method=technique.methods()[0])
+    kinds = value.kinds(10)
+    chosen = (0, 1, 4, 9)
+    arranged = value.arranged([kinds[layer] for layer in chosen])
+
+    assert len(kinds) == 10
+    assert arranged.kinds(4) == tuple(kinds[layer] for layer in chosen)
+    assert value.arranged(kinds).kinds(10) == kinds
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 62, 1000])

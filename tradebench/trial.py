@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from tradebench.result import digest
 from tradebench.techniques import Stage, Technique
@@ -36,6 +42,14 @@ class Model(Settings):
     config: str | None = Field(None, description="a shipped shape or a folder with config.json")
     weights: Literal["hub", "random"] = Field("hub", description="real weights, or random values")
     layers: int | None = Field(None, ge=1, description="decoder layers of a random model; all")
+
+    @model_serializer(mode="wrap")
+    def _fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; `layers` only where it is given, so that trials keep the ids they had."""
+        fields: dict[str, Any] = dump(self)
+        if self.layers is None:
+            del fields["layers"]
+        return fields
 
 
 class FileData(Settings):

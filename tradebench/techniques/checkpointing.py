@@ -7,7 +7,7 @@ the step when all layers do.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -39,6 +39,13 @@ class Checkpointing(Technique):
         if self.layers is None:
             return f"checkpointing {self.ratio:g}"
         return f"checkpointing layers {', '.join(map(str, self.layers))}"
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON; `layers` only where they are named, as in Results of old."""
+        fields = super().settings()
+        if self.layers is None:
+            del fields["layers"]
+        return fields
 
     def recomputed(self, layers: int) -> set[int]:
         """Which of so many layers are recomputed: at least one, spread evenly, unless named."""
