@@ -357,8 +357,8 @@ def test_every_technique_among_others_is_continued(
     hold(at(7, tiny_trial(covering_combination)), recorded, differences)
 
 
-def test_evaluations_are_continued(
-    tiny_trial: Make, recorded: Recorded, differences: Differences
+def test_evaluations_and_uneven_batches_are_continued(
+    tiny_trial: Make, tiny_data_path: str, recorded: Recorded, differences: Differences
 ) -> None:
     """With adapters that are merged, and a loss that calls the decoder without its head."""
     settings = {
@@ -367,7 +367,8 @@ def test_evaluations_are_continued(
         "checkpointing": {"method": "full"},
         "loss": {"method": "chunked", "tokens": 16},
     }
-    hold(judged(at(5, tiny_trial(settings))), recorded, differences)
+    trial = tiny_trial(settings, data={"file": tiny_data_path})
+    hold(judged(at(5, trial)), recorded, differences)
 
 
 def test_random_weights_are_continued(
