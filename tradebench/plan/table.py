@@ -18,9 +18,8 @@ from tradebench.result import Result, Verdict
 from tradebench.trial import Trial
 
 MAX_ROWS = 60
-WIDE = 160  # columns of a terminal that has room for the categories of memory
 ORDER: tuple[Verdict, ...] = ("fits", "tight", "does not fit")
-NAME = 48
+NAME = 48  # columns of a terminal in which a point's name is readable, if need be on several lines
 STYLES = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 SHOWN = ("weights", "gradients", "optimizer", "activations", "temporaries", "communication")
 
@@ -101,14 +100,25 @@ def over_budget(results: Sequence[Result], budget: float | None) -> str | None:
 
 
 def draw(results: Sequence[Result], question: Question, width: int) -> RenderableType:
-    """The plan for a terminal of this many columns: a table, or lines where it is narrow."""
-    found = rows(results, question, categories=width >= WIDE)
-    drawn = _table(found, heads(results, question)) if width >= WIDE else None
-    lines = [] if drawn else _lines(found, heads(results, question, categories=False))
+    """The plan for a terminal of this many columns: a table, or lines where it has no room."""
+    found = rows(results, question)
+    titles = heads(results, question)
+    table = _table(found, titles) if _width(found, titles) <= width else None
+    lines = []
+    if table is None:
+        lines = _lines(
+            rows(results, question, categories=False), heads(results, question, categories=False)
+        )
     if len(found) > MAX_ROWS:
         lines.append(Text(f"and {len(found) - MAX_ROWS} more, all of them in the report"))
     lines += [Text(line) for line in summary(results, question)]
-    return Group(*([drawn] if drawn else []), *lines)
+    return Group(*([table] if table else []), *lines)
+
+
+def _width(found: Sequence[Row], titles: Sequence[str]) -> int:
+    """The columns of a terminal that the table takes at least."""
+    columns = list(zip(titles, *(row.cells for row in found), strict=True))
+    return NAME + 2 * len(columns) + sum(max(map(len, column)) for column in columns[1:])
 
 
 def _table(found: Sequence[Row], titles: Sequence[str]) -> Table:
