@@ -58,7 +58,7 @@ def perform_fake(
     """Take a trial through its rehearsal without weights, as on this device, telling `meter`."""
     request = plan_loading(trial, "cpu")
     loader = _loader(trial, request)
-    with fake_world(device):
+    with fake_world(device, trial.ranks):
         rehearse(
             trial, replace(materials, request=request), outcome, lambda beat: None, meter, loader
         )
@@ -102,6 +102,7 @@ def _loader(trial: Trial, request: LoadRequest) -> Load:
         return dense
 
     def load_fake(model: Model, request: LoadRequest) -> nn.Module:
-        return load(skeleton, stored, quantize if request.quantization is not None else None)
+        loading = quantize if request.quantization is not None else None
+        return load(skeleton, stored, loading, trial.ranks)
 
     return load_fake

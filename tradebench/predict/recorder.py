@@ -25,7 +25,8 @@ from torch.nn.modules.module import (
 
 from tradebench.predict.operations import Operation, Spec
 from tradebench.techniques.targets import decoder_layers
-from tradebench.worlds.memory import Storage, Tracker, tensors_in
+from tradebench.worlds.memory import Storage, tensors_in
+from tradebench.worlds.shards import ShardTracker
 
 CALL = 2**40  # events from here on are operations
 OUTSIDE = -1  # the layer of what belongs to no decoder layer, or to several
@@ -52,7 +53,7 @@ class Mark(NamedTuple):
 NOWHERE = Place(OUTSIDE, "")
 
 
-class Recorder(Tracker):
+class Recorder(ShardTracker):
     """Writes down what the tracker counts, with the operations between.
 
     `events` holds block numbers, b where block b is allocated and ~b where it is released, and CALL
@@ -107,18 +108,18 @@ class Recorder(Tracker):
         self._here, self._loose = NOWHERE, -1
         self.marks.append(Mark(len(self.events), kind, name))
 
-    def __torch_dispatch__(
+    def follow(
         self,
         func: Callable[..., Any],
         types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Run the operation and write down what it allocates, and itself where it does work."""
-        tensors = list(tensors_in((*args, *(kwargs or {}).values())))
+        tensors = list(tensors_in((*args, *kwargs.values())))
         shared = self._locate(tensors)
         position, block = len(self.events), len(self.sizes)
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().follow(func, types, args, kwargs)
         # Whatever neither allocates nor writes only looks at memory in another way.
         if len(self.sizes) > block and not self._stack:
             read = (self._block(tensor) for tensor in tensors)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from tradebench.result import CATEGORIES, Measurement, Phase
-from tradebench.worlds.memory import Tracker
 from tradebench.worlds.process import (
     process_peak_bytes,
     process_used_bytes,
     reset_process_peak,
 )
 from tradebench.worlds.profiler import Profiler
+from tradebench.worlds.shards import ShardTracker
 
 THREADED_LOADING = "HF_DEACTIVATE_ASYNC_LOAD"
 # How far the profiler may be from the tracker: small models have small tensors, but the buffers
@@ -62,8 +62,10 @@ class MemoryMeter:
     Fake tensors take no memory, so the profiler would find none.
     """
 
-    def __init__(self, device: str, *, fake: bool = False, tracker: Tracker | None = None) -> None:
-        self.tracker = tracker or Tracker(device)
+    def __init__(
+        self, device: str, *, fake: bool = False, tracker: ShardTracker | None = None
+    ) -> None:
+        self.tracker = tracker or ShardTracker(device)
         self.profiler = Profiler() if device == "cpu" and not fake else None
         self.peaks: dict[str, int] = {}
         self.parts: dict[Part, int] = {}  # the peak of each part of a training step

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from tradebench.worlds.memory import tensors_in
+from tradebench.worlds.shards import made_of_tensors
 
 aten = torch.ops.aten
 
@@ -54,6 +55,8 @@ class Values(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the operation and work out the value of its result where all inputs are known."""
+        if made_of_tensors(types):
+            return NotImplemented
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
             return _number(args[0])

@@ -22,6 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.utils import import_utils
 
 from tradebench.worlds.fake.cuda import CUDA
+from tradebench.worlds.fake.host import OFFLOADING, Host
+from tradebench.worlds.fake.sharding import SHARDING, fake_group
+from tradebench.worlds.fake.shares import shared_out
 from tradebench.worlds.fake.values import NOTE, Values
 
 _make_real = Tensor._make_subclass
@@ -29,11 +32,12 @@ _kinds: dict[type, type] = {}
 
 
 @contextmanager
-def fake_world(target: Literal["cpu", "cuda"] = "cpu") -> Iterator[None]:
+def fake_world(target: Literal["cpu", "cuda"] = "cpu", ranks: int = 1) -> Iterator[None]:
     """Make every tensor that is made inside a fake one, in the whole process.
 
     Tensors say that they lie on a CPU in any case. What libraries do with them is what they do on
-    `target`.
+    `target`; only there does what is offloaded to the host leave the device. The process is the
+    first of so many `ranks`.
     """
     places: tuple[tuple[Any, str, Any], ...] = (
         (import_utils, "is_fake_tensor", _looks_real),
@@ -43,13 +47,18 @@ def fake_world(target: Literal["cpu", "cuda"] = "cpu") -> Iterator[None]:
         (FakeImplCtx, "new_dynamic_size", _least_size),
         # A table that bitsandbytes makes once per process: a fake one must not outlive the world.
         (bitsandbytes.functional, "name2qmap", {}),
-        *(CUDA if target == "cuda" else ()),
+        *SHARDING,
+        *shared_out(ranks),
+        *((*CUDA, *OFFLOADING) if target == "cuda" else ()),
     )
     with ExitStack() as stack:
         for owner, name, instead in places:
             stack.enter_context(_replaced(owner, name, instead))
+        stack.enter_context(fake_group(ranks))
         stack.enter_context(FakeTensorMode())
         stack.enter_context(Values())
+        if target == "cuda":
+            stack.enter_context(Host())
         yield
 
 

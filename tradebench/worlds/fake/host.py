@@ -1,0 +1,94 @@
+"""Offloading in the fake world, for a device whose memory is not the host's.
+
+On a CPU a share that is offloaded stays where it is. Here it moves: sharded parameters to the host
+when they are made, copies of them to the device to be gathered, gradients to the host once they are
+added up. Whatever is computed on the host alone, such as optimizer states, stays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from tradebench.worlds.host import on_host, put_on_host
+from tradebench.worlds.memory import tensors_in
+from tradebench.worlds.shards import made_of_tensors
+
+_init_share = FSDPParam._init_sharded_param
+_to_sharded = FSDPParam.to_sharded_dtensor
+_gathered_from = FSDPParam.all_gather_inputs
+
+
+class Host(TorchDispatchMode):
+    """Keeps on the host what is computed from tensors on the host and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation and say where its result lies."""
+        if made_of_tensors(types):
+            return NotImplemented
+        result = func(*args, **(kwargs or {}))
+        given = list(tensors_in((*args, *(kwargs or {}).values())))
+        if given and all(map(on_host, given)):
+            for tensor in tensors_in((result,)):
+                put_on_host(tensor)
+        return result
+
+
+def _make_share(parameter: FSDPParam, *args: Any, **kwargs: Any) -> None:
+    """Make a sharded parameter; one that is offloaded moves to the host."""
+    _init_share(parameter, *args, **kwargs)
+    if parameter.offload_to_cpu:
+        data = _copy_to_host(parameter._sharded_param_data)
+        local = parameter._sharded_local_tensor
+        parameter._sharded_param_data = data
+        sharded: Any = parameter.sharded_param
+        sharded._local_tensor = data.view(parameter.padded_sharded_param_size)[: len(local)]
+
+
+def _shard_gradient(parameter: FSDPParam, tensor: Tensor) -> DTensor:
+    """A share as a sharded tensor; what is offloaded and not yet on the host moves there."""
+    made = hasattr(parameter, "sharded_param")  # so it is a gradient
+    if parameter.offload_to_cpu and made and not on_host(tensor):
+        tensor = _copy_to_host(tensor)
+    return _to_sharded(parameter, tensor)
+
+
+def _copied_to_device(parameter: FSDPParam) -> list[Tensor]:
+    """What is gathered of a parameter: copies on the device, where its share lies on the host."""
+    inputs = _gathered_from.__get__(parameter)
+    return [_copy_to_device(tensor) if on_host(tensor) else tensor for tensor in inputs]
+
+
+def _copy_to_host(tensor: Tensor) -> Tensor:
+    assert isinstance(tensor, FakeTensor), "shares are offloaded in the fake world"
+    with _disable_current_modes(), tensor.fake_mode:  # unseen until it has its note
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    put_on_host(copy)
+    return copy
+
+
+def _copy_to_device(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+OFFLOADING: tuple[tuple[Any, str, Any], ...] = (
+    (FSDPParam, "_init_sharded_param", _make_share),
+    (FSDPParam, "to_sharded_dtensor", _shard_gradient),
+    (FSDPParam, "all_gather_inputs", property(_copied_to_device)),
+)
