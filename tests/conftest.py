@@ -59,8 +59,8 @@ def examples() -> list[dict[str, Any]]:
         for method in technique.methods():
             plain = {"slot": technique.slot, "method": method, **FITTING.get(method, {})}
             fields = technique.model_fields.items()
-            switches = [name for name, field in fields if field.annotation is bool]
-            found += [plain, *({**plain, name: True} for name in switches)]
+            thrown = {name: not field.default for name, field in fields if field.annotation is bool}
+            found += [plain, *({**plain, name: value} for name, value in thrown.items())]
     return found
 
 

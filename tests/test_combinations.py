@@ -48,6 +48,7 @@ CHOICES: Mapping[str, tuple[Fields, ...]] = {
         {"method": "dora", "rank": 4, "merge": True},
     ),
     "checkpointing": (None, {"method": "full", "ratio": 0.5}),
+    "sharding": (None, {"method": "fsdp2"}),
     "loss": (None, {"method": "chunked", "tokens": 16}),
 }
 DRAWN = 25
@@ -69,6 +70,10 @@ def refused(settings: Settings) -> list[str]:
         "take no gradient": "quantization" in method and "adapters" not in method,
         "dora crashes": method.get("quantization") == "int8" and method.get("adapters") == "dora",
         "fills the zeros": bool(merged) and "pruning" in method,
+        "lose their scales": method.get("quantization") == "int8" and "sharding" in method,
+        "cannot merge": bool(merged)
+        and method.get("quantization") in ("nf4", "fp4")
+        and "sharding" in method,
     }
     return [reason for reason, holds in reasons.items() if holds]
 
@@ -110,7 +115,7 @@ def test_every_combination_is_legal_or_says_every_reason_why_not(tiny_trial: Mak
 def test_every_reason_is_a_sentence_with_a_remedy(tiny_trial: Make) -> None:
     reasons = {reason for settings in combinations() for reason in tiny_trial(settings).conflicts()}
 
-    assert len(reasons) == 5
+    assert len(reasons) == 7
     for reason in reasons:
         assert re.fullmatch(r"\w[\w ]{15,}; (add|use|set|choose) [\w:, ]+\w", reason)
 
@@ -118,7 +123,7 @@ def test_every_reason_is_a_sentence_with_a_remedy(tiny_trial: Make) -> None:
 def test_every_caution_is_a_sentence(tiny_trial: Make) -> None:
     cautions = {note for settings in combinations() for note in tiny_trial(settings).cautions()}
 
-    assert len(cautions) == 7
+    assert len(cautions) == 8
     for note in cautions:
         assert re.fullmatch(r"\w[\w -]{15,}: [\w ,]{10,}\w", note)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tradebench.program.data import collate
 from tradebench.program.loop import summed_loss, surrounding
@@ -45,10 +46,9 @@ def examples() -> list[dict[str, Any]]:
     for technique in techniques():
         for method in technique.methods():
             plain = {"slot": technique.slot, "method": method, **FITTING.get(method, {})}
-            switches = [
-                name for name, field in technique.model_fields.items() if field.annotation is bool
-            ]
-            found += [plain, *({**plain, name: True} for name in switches)]
+            fields = technique.model_fields.items()
+            thrown = {name: not field.default for name, field in fields if field.annotation is bool}
+            found += [plain, *({**plain, name: value} for name, value in thrown.items())]
     return found
 
 
@@ -354,7 +354,8 @@ def gradients(model: nn.Module, trial: Trial) -> torch.Tensor:
     torch.manual_seed(1)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
-        parameter.data += 0.02 * torch.randn_like(parameter)
+        values = local(parameter.data)
+        values += 0.02 * torch.randn_like(values)
     loss = summed_loss
     for part in trial.techniques:
         loss = part.loss(loss)  # type: ignore[assignment]  # one loss function for another
@@ -362,7 +363,12 @@ def gradients(model: nn.Module, trial: Trial) -> torch.Tensor:
     with surrounding(trial.techniques, batch["input_ids"].device.type):
         value = loss(model, batch)
     value.backward()
-    return torch.cat([p.grad.flatten().float() for p in trainable if p.grad is not None])
+    return torch.cat([local(p.grad).flatten().float() for p in trainable if p.grad is not None])
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's values, of which a sharded one has all where there is one process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 # What only some techniques can be asked.

@@ -115,7 +115,7 @@ class FourBit(Technique):
                 f"{self.method} was asked for, but {len(layers) - len(packed)} of {len(layers)} "
                 "linear layers are still dense"
             )
-        states = [module.weight.quant_state for module in packed]
+        states = [module.quant_state for module in packed]
         kinds = {(state.quant_type, state.nested) for state in states}
         if kinds != {(self.method, self.double)}:
             raise ContradictionError(

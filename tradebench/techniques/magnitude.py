@@ -102,8 +102,16 @@ def _dense(linear: nn.Linear) -> Tensor:
 
     peft's function for whole modules puts a new weight into an int8 layer and loses its scales.
     """
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
     from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
+    from torch.distributed.tensor import DTensor
 
+    if isinstance(linear.weight, DTensor):  # sharded, and without what bitsandbytes noted on it
+        whole: Tensor = linear.weight.full_tensor()
+        return (
+            dequantize_4bit(whole, linear.quant_state) if isinstance(linear, Linear4bit) else whole
+        )
     if not get_bnb_param_type(linear.weight):
         return linear.weight
     weight: Tensor = dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None))
