@@ -1,0 +1,32 @@
+"""What a run refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from tradebench.runner.refusal import refuse
+from tradebench.trial import Trial
+
+
+def trial(**settings: dict[str, object]) -> Trial:
+    return Trial.from_payload(
+        {"model": {"name": "reference"}, "budget": {}, "evaluate": {}, "settings": settings}
+    )
+
+
+@pytest.mark.parametrize("sharding", [{}, {"sharding": {"method": "fsdp2"}}])
+def test_what_one_process_can_do_is_run(sharding: dict[str, dict[str, object]]) -> None:
+    assert refuse(trial(**sharding)) == ()
+
+
+def test_what_takes_several_processes_is_to_be_predicted() -> None:
+    assert refuse(trial(sharding={"method": "fsdp2", "degree": 8})) == (
+        "fsdp2 x8 needs 8 processes, and a run has 1; predict it with tradebench plan",
+    )
+
+
+def test_an_illegal_point_keeps_all_of_its_reasons() -> None:
+    sharded = trial(quantization={"method": "int8"}, sharding={"method": "fsdp2", "degree": 2})
+
+    assert refuse(sharded)[:-1] == sharded.conflicts()
+    assert len(refuse(sharded)) == 3

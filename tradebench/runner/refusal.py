@@ -1,0 +1,18 @@
+"""Which points a run refuses: those that are illegal, and those that it has no processes for."""
+
+from __future__ import annotations
+
+from tradebench.trial import Trial
+
+PROCESSES = 1  # that a run gives to each trial
+
+
+def refuse(trial: Trial) -> tuple[str, ...]:
+    """Every reason not to run a trial, each with its remedy; none where it can run."""
+    reasons = trial.conflicts()
+    if trial.ranks > PROCESSES:
+        reasons += (
+            f"{trial.label} needs {trial.ranks} processes, and a run has {PROCESSES}; "
+            "predict it with tradebench plan",
+        )
+    return reasons
