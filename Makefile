@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint format benchmarks examples clean
+.PHONY: help quickstart test test-all lint format benchmarks clean \
+	examples example-quickstart example-plan example-validation
 
 help:
 	@echo 'make quickstart   measure the reference model at 21 points; about ten minutes'
@@ -51,15 +52,30 @@ format: $(VENV)/.tested
 benchmarks: $(VENV)/.tested
 	$(BIN)/pytest tests/benchmarks --benchmark-only
 
-# The committed example holds every Result; items and logs of a run are too large for git.
-EXAMPLE := results/quickstart-full/example
-examples: $(VENV)/.installed
-	$(BIN)/tradebench run suites/quickstart-full.yaml --out build/examples
-	rm -rf $(EXAMPLE) reports/quickstart-full
-	mkdir -p $(EXAMPLE)
-	cp build/examples/quickstart-full/*/run.json build/examples/quickstart-full/*/*.jsonl $(EXAMPLE)
-	$(BIN)/tradebench report $(EXAMPLE) --out reports/quickstart-full
+# The committed examples hold every Result; items, logs and timelines of a run are too large for git.
+BUILD := build/examples
+define committed
+	rm -rf results/$(1)/example reports/$(1)
+	mkdir -p results/$(1)/example
+	cp $(BUILD)/$(1)/*/run.json $(BUILD)/$(1)/*/*.jsonl results/$(1)/example
+	$(BIN)/tradebench report results/$(1)/example --out reports/$(1)
+endef
+
+examples: example-quickstart example-plan example-validation
 	$(BIN)/python tests/test_readme.py
+
+example-quickstart: $(VENV)/.installed
+	$(BIN)/tradebench run suites/quickstart-full.yaml --out $(BUILD)
+	$(call committed,quickstart-full)
+
+example-plan: $(VENV)/.installed
+	rm -rf $(BUILD)/llama-3.3-70b.plan
+	$(BIN)/tradebench plan suites/llama-3.3-70b.yaml --gpu h100-80gb --out $(BUILD)
+	$(call committed,llama-3.3-70b.plan)
+
+example-validation: $(VENV)/.installed
+	mkdir -p reports/validation
+	$(BIN)/tradebench plan --validate > reports/validation/report.md
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache
