@@ -16,6 +16,8 @@ help:
 	@echo 'make test-all     the long tests that make test leaves out'
 	@echo 'make benchmarks   what the harness itself costs'
 	@echo 'make examples     measure and write again what is committed under results/ and reports/'
+	@echo 'make gpu          what needs a CUDA device, in under ten minutes; leaves results/h200/'
+	@echo 'make gpu-kit      the packages for make gpu on a machine without a package index'
 
 # torch goes first, alone: any other package would pull the newest build of it with gigabytes of
 # CUDA libraries.
@@ -76,6 +78,15 @@ example-plan: $(VENV)/.installed
 example-validation: $(VENV)/.installed
 	mkdir -p reports/validation
 	$(BIN)/tradebench plan --validate > reports/validation/report.md
+
+gpu-kit: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m gpu.kit
+
+# With the Python that has torch and transformers there, such as PYTHON=.venv/bin/python; what else
+# it lacks comes from the kit, if there is one for its version.
+OUT := results/h200
+gpu:
+	PYTHONPATH=tests $(PYTHON) -m gpu.run --out $(OUT)
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache
