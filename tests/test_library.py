@@ -124,10 +124,16 @@ def test_two_ranks_are_recorded_themselves(tiny_trial: Make, rehearsals: Rehears
 def test_a_point_that_the_library_was_not_made_for_is_recorded_itself(
     tiny_trial: Make, rehearsals: Rehearsals
 ) -> None:
-    shared = Library([at(2, tiny_trial(lora(rank))) for rank in (4, 12, 64)])
+    shared = Library(
+        [
+            *(at(2, tiny_trial(lora(rank))) for rank in (4, 12, 64)),
+            at(2, tiny_trial(lora(4), sequence=16)),
+        ]
+    )
     shared.record(at(2, tiny_trial(lora(12, **BF16))))
+    shared.record(at(2, tiny_trial(lora(12), sequence=16)))
 
-    assert rehearsals == [("bf16 + lora r12", 2)]
+    assert rehearsals == [("bf16 + lora r12", 2), ("lora r12", 2)]
 
 
 def broken(*arguments: object) -> Record:

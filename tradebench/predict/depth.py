@@ -347,8 +347,6 @@ def _write(
     column = layers[:, None]
     own = np.where(column == OUTSIDE, 0, column)
     away = np.where(template.fixed, template.steps % depth, own + template.steps)
-    if ((away < 0) | (away >= depth)).any():
-        raise StructureError("a layer at the end releases memory of one beyond it")
     owners = np.where(template.owners < 0, index, template.owners)
     blocks = firsts[owners, away] + template.ordinals
     rows = starts[index, own] + np.arange(len(template.births))
