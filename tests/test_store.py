@@ -56,6 +56,17 @@ def test_the_last_attempt_stands_for_a_point_and_all_are_kept(run: Path) -> None
     assert store.load(run).attempts == (first, other, again, repeat)
 
 
+def test_a_prediction_stands_beside_the_measurement_of_its_point(run: Path) -> None:
+    predicted, measured, again = (
+        result(kind="predicted", label="planned"),
+        result(attempt=1),
+        result(kind="predicted", label="planned once more"),
+    )
+    write(run, predicted, measured, again)
+
+    assert store.load(run).results == (again, measured)
+
+
 def test_the_last_attempt_wins_whatever_the_order_of_the_files(run: Path) -> None:
     write(run, result(attempt=1), writer="a")
     write(run, result(attempt=0, status="killed"), writer="b")
