@@ -66,8 +66,12 @@ class Checkpointing(Technique):
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
         """Switch recomputation on for the chosen layers and count the recomputations."""
+        # transformers 5.17 knows it by its old name only, of which later versions warn.
+        any_version: Any = model
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        enable = enable or any_version.gradient_checkpointing_enable
         # Installs the checkpoint function on every layer; which of them use it is set below.
-        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        enable({"use_reentrant": False})
         layers = decoder_layers(model)
         chosen = self.recomputed(len(layers))
         for index, layer in enumerate(layers):
