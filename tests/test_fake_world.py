@@ -155,6 +155,23 @@ def test_combinations_take_the_same_bytes_in_both_worlds(
     agree(make(drawn_combination, "sort", data="reference"), measured)
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        {},
+        {"quantization": {"method": "nf4"}, **CHECKPOINTING},
+        {"quantization": {"method": "int8"}},
+    ],
+    ids=["bf16", "qlora", "int8"],
+)
+def test_adapters_of_another_format_and_with_dropout_take_the_same_bytes_in_both_worlds(
+    around: Settings, make: Make, measured: Measure
+) -> None:
+    adapters = {**LORA, "dropout": 0.1, "dtype": "model"}
+
+    agree(make({**BF16, **around, "adapters": adapters}, "facts", data="reference"), measured)
+
+
 @pytest.mark.slow
 def test_more_combinations_take_the_same_bytes_in_both_worlds(
     further_combination: Settings, make: Make, measured: Measure

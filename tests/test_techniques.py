@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -280,8 +281,9 @@ def test_the_baseline_shows_no_trace_of_a_technique(
         {},
         {"precision": {"method": "bf16_autocast"}},
         {"quantization": {"method": "nf4"}, "adapters": LORA},
+        {"adapters": {**LORA, "dropout": 0.5}},  # what is recomputed is dropped again
     ],
-    ids=["alone", "autocast", "qlora"],
+    ids=["alone", "autocast", "qlora", "dropout"],
 )
 def test_an_exact_technique_keeps_every_loss_bit_for_bit(
     example: dict[str, Any],
@@ -428,6 +430,98 @@ def test_a_rank_that_was_not_used_is_found_out(
 
     with pytest.raises(ContradictionError, match="rank 8 was asked for"):
         wider.effect(model)
+
+
+@pytest.mark.parametrize(
+    ("around", "dtype", "expected"),
+    [
+        ({"precision": {"method": "bf16"}}, "fp32", torch.float32),
+        ({"precision": {"method": "bf16"}}, "model", torch.bfloat16),
+        (
+            {"precision": {"method": "bf16"}, "quantization": {"method": "nf4"}},
+            "model",
+            torch.bfloat16,
+        ),
+        ({"precision": {"method": "bf16_autocast"}}, "model", torch.float32),
+        ({}, "model", torch.float32),
+    ],
+)
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_adapters_are_in_the_format_that_they_are_told(
+    around: dict[str, Any],
+    dtype: str,
+    expected: torch.dtype,
+    method: str,
+    tiny_trial: Callable[..., Trial],
+    run_trial: Run,
+) -> None:
+    adapters = {**LORA, "method": method, "dtype": dtype}
+    model, _, effects = run_trial(tiny_trial({**around, "adapters": adapters}))
+    formats = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+
+    assert formats == {expected}
+    assert effects["adapters"]["layers"] == 28
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "sentence"),
+    [
+        ({"dtype": "model"}, {}, "adapters in float32 were asked for, but some are in bfloat16"),
+        ({}, {"dtype": "model"}, "adapters in bfloat16 were asked for, but some are in float32"),
+        ({"dropout": 0.1}, {}, r"a dropout of 0 was asked for, but adapters drop \[0.1\]"),
+        ({}, {"dropout": 0.5}, r"a dropout of 0.5 was asked for, but adapters drop \[0.0\]"),
+    ],
+)
+def test_another_format_or_dropout_of_adapters_is_found_out(
+    given: dict[str, Any],
+    asked: dict[str, Any],
+    sentence: str,
+    tiny_trial: Callable[..., Trial],
+    run_trial: Run,
+) -> None:
+    bf16 = {"precision": {"method": "bf16"}}
+    model, _, _ = run_trial(tiny_trial({**bf16, "adapters": {**LORA, **given}}))
+    (wrong,) = tiny_trial({"adapters": {**LORA, **asked}}).techniques
+
+    with pytest.raises(ContradictionError, match=sentence):
+        wrong.effect(model)
+
+
+def test_dropout_is_drawn_anew_at_every_step_of_training_and_never_in_an_evaluation(
+    tiny_trial: Callable[..., Trial], run_trial: Run
+) -> None:
+    trial = tiny_trial({"adapters": {**LORA, "dropout": 0.5}})
+    model, _, _ = run_trial(trial)
+    tokens = first_batch(trial)["input_ids"]
+
+    def answers() -> int:
+        with torch.no_grad():
+            return len({model(tokens).logits.sum().item() for _ in range(3)})
+
+    assert (answers(), model.eval() and answers()) == (3, 1)
+
+
+def test_dropout_and_format_are_part_of_settings_and_label_where_they_are_not_as_usual() -> None:
+    lora: Any = catalogue()["adapters"]["lora"]
+    kind = partial(lora, method="lora")
+    usual = {"method": "lora", "rank": 8, "alpha": None, "targets": "all-linear", "merge": False}
+    other = {"dropout": 0.1, "dtype": "model"}
+
+    assert kind(rank=8).settings() == usual
+    assert kind(rank=8, **other).settings() == {**usual, **other}
+    assert kind(rank=8).label == "lora r8"
+    assert kind(rank=8, merge=True, **other).label == "lora r8 dropout 0.1 dtype model merged"
+
+
+def test_adapters_that_round_are_a_caution(tiny_trial: Callable[..., Trial]) -> None:
+    def cautions(precision: str, dtype: str) -> tuple[str, ...]:
+        settings = {"precision": {"method": precision}, "adapters": {**LORA, "dtype": dtype}}
+        return tuple(tiny_trial(settings).cautions())
+
+    (caution,) = cautions("bf16", "model")
+
+    assert sentence(caution)
+    assert cautions("bf16", "fp32") == cautions("fp32", "model") == ()
 
 
 @pytest.mark.parametrize(
