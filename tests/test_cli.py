@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from tradebench import store
+from tradebench.devices import find
+from tradebench.result import Result
 from tradebench.techniques import techniques
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,28 @@ grid:
   - {{quantization: nf4, adapters: {{method: lora, rank: 4}}}}
   - {{checkpointing: {{ratio: 1}}}}
 """
+
+
+# One point that fits on the smallest card, and two that are too wide for it.
+WIDE_SUITE = """\
+# Does a small model on very many tokens fit?
+model: {{name: tiny, config: {model}, weights: random}}
+budget: {{steps: 4, warmup: 1, batch: 8192, sequence: 128, data: random}}
+design: list
+grid:
+  - {{precision: bf16}}
+  - {{quantization: nf4}}
+  - {{quantization: nf4, adapters: {{method: lora, rank: 4}}}}
+  - {{checkpointing: {{ratio: 1}}}}
+"""
+CARD = "l4-24gb"
+TRAP = "raise SystemExit('torch was imported')\n"
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is predicted here is kept here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def command(*words: object) -> list[str]:
@@ -70,7 +94,7 @@ def workers_started(directory: Path) -> int:
 def test_help_names_every_command(tradebench: Tradebench) -> None:
     help_text = tradebench("--help").stdout
 
-    for name in ("run", "report", "techniques", "doctor", "suite", "reference"):
+    for name in ("run", "plan", "report", "techniques", "doctor", "suite", "reference"):
         assert re.search(rf"^\W+{name}\b", help_text, re.MULTILINE)
 
 
@@ -281,3 +305,183 @@ def test_ctrl_c_keeps_what_is_done_and_ends_with_130(suite: Path, tmp_path: Path
 
     assert sweep.returncode == 130
     assert any(result.status == "ok" for result in store.load(run_directory(tmp_path)).results)
+
+
+# Plans.
+
+
+class Planned:
+    """A folder in which a suite has been planned once, its predictions kept.
+
+    `again` plans with a torch that cannot be imported: whatever it answers was known.
+    """
+
+    def __init__(self, folder: Path, model: str) -> None:
+        self.folder = folder
+        (folder / "trap").mkdir()
+        (folder / "trap" / "torch.py").write_text(TRAP)
+        points = WIDE_SUITE.format(model=model).splitlines(keepends=True)
+        (folder / "wide.yaml").write_text("".join(points))
+        (folder / "narrow.yaml").write_text("".join([*points[:-4], points[-1]]))
+        words = ("--gpu", CARD, "--processes", 1, "--format", "json")
+        self.first = self._call("plan", "wide.yaml", *words)
+
+    def again(self, suite: str, *words: object) -> "subprocess.CompletedProcess[str]":
+        path = {"PYTHONPATH": str(self.folder / "trap")}
+        return self._call("plan", suite, "--gpu", CARD, *words, **path)
+
+    def report(self, run: str) -> "subprocess.CompletedProcess[str]":
+        return self._call("report", run, "--format", "json")
+
+    def _call(self, *words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
+        home = {"XDG_CACHE_HOME": str(self.folder / "cache")}
+        return subprocess.run(
+            command(*words),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **home, **variables},
+        )
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: str) -> Planned:
+    return Planned(tmp_path_factory.mktemp("plans"), tiny_model_path)
+
+
+def test_a_plan_says_of_every_point_whether_it_fits(planned: Planned) -> None:
+    printed = json.loads(planned.first.stdout)
+    results = [Result.model_validate(raw) for raw in printed["results"]]
+
+    assert planned.first.returncode == 0, planned.first.stderr
+    assert set(printed) == {"schema", "run", "results"}
+    assert printed["schema"] == "tradebench.plan/1"
+    assert {(result.kind, result.suite) for result in results} == {("predicted", "wide")}
+    assert {result.label: result.fit and result.fit.verdict for result in results} == {
+        "bf16": "tight",
+        "nf4": None,
+        "nf4 + lora r4": "does not fit",
+        "checkpointing 1": "fits",
+    }
+    assert [result.status for result in results] == ["ok", "skipped", "ok", "ok"]
+
+
+def test_a_plan_lies_beside_runs_and_is_reported_like_one(planned: Planned) -> None:
+    printed = json.loads(planned.first.stdout)
+    directory = planned.folder / printed["run"]
+    told = json.loads(planned.report(printed["run"]).stdout)
+
+    assert directory.parent == planned.folder / "results" / "wide.plan"
+    assert told["results"] == printed["results"]
+    assert {"index.html", "report.md", "trials.csv"} <= {Path(file).name for file in told["files"]}
+    assert store.load(directory).header["limits"] == {
+        "peak_process_bytes": find(CARD).reported_bytes[0]
+    }
+
+
+def test_a_run_does_not_go_on_where_a_plan_was_kept(planned: Planned) -> None:
+    results = planned.folder / "results"
+
+    assert store.latest(results, "wide") is None
+    assert store.latest(results) is not None
+
+
+def test_a_known_plan_is_answered_without_torch(planned: Planned) -> None:
+    again = planned.again("wide.yaml", "--format", "json")
+    first, second = (json.loads(plan.stdout) for plan in (planned.first, again))
+
+    assert again.returncode == 0, again.stderr
+    assert first["run"] != second["run"]
+    for part in ("trial", "measurements", "fit"):
+        assert [each[part] for each in first["results"]] == [
+            each[part] for each in second["results"]
+        ]
+
+
+def test_a_fresh_plan_asks_again(planned: Planned) -> None:
+    assert "torch was imported" in planned.again("wide.yaml", "--fresh").stderr
+
+
+@pytest.mark.parametrize(
+    ("suite", "words", "code"),
+    [
+        ("wide.yaml", ["--require-fit"], 1),
+        ("narrow.yaml", ["--require-fit"], 0),
+        ("wide.yaml", ["--budget", "0.000001"], 1),
+        ("wide.yaml", ["--budget", "1"], 0),
+    ],
+)
+def test_what_was_required_of_a_plan_decides_its_exit_code(
+    suite: str, words: list[str], code: int, planned: Planned
+) -> None:
+    done = planned.again(suite, *words)
+
+    assert done.returncode == code, done.stderr
+    assert ("GPU-hours, more than the budget" in done.stderr) == (code == 1 and "--budget" in words)
+    assert "checkpointing 1" in done.stdout
+    assert "index.html" in done.stdout
+
+
+def test_a_plan_is_a_table_to_paste(planned: Planned) -> None:
+    words = ("--tokens", "1.5M", "--price", "2.5", "--format", "markdown")
+    head, rule, *lines = planned.again("wide.yaml", *words).stdout.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+
+    assert head.startswith("| point | verdict | needs (GiB) |")
+    assert head.endswith("| step (s) | hours | GPU-hours | money | nearest change that fits |")
+    assert {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
+        "checkpointing 1",
+        "bf16",
+        "nf4 + lora r4",
+    ]
+    assert lines[len(rows) + 1].startswith(f"3 points on {CARD} (21.9-22.2 GiB of it usable): ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["plan"], "tradebench: name a suite file to plan, or ask for --validate"),
+        (["plan", "nowhere.yaml"], r"tradebench: nowhere\.yaml: .*"),
+        (["plan", "good.yaml", "--gpu", "h100"], ".* 'h100': did you mean h100-80gb\\?"),
+        (
+            ["plan", "good.yaml", "--tokens", "many"],
+            "tradebench: --tokens: 'many' is not a number.*",
+        ),
+        (
+            ["plan", "good.yaml", "--gpu", "none", "--require-fit"],
+            "tradebench: --require-fit needs a device to fit on.*",
+        ),
+    ],
+)
+def test_a_mistake_in_a_plan_is_one_line_and_exit_code_2(
+    tradebench: Tradebench, tmp_path: Path, words: list[str], line: str
+) -> None:
+    (tmp_path / "good.yaml").write_text("model: reference\ngrid: {precision: bf16}\n")
+    done = tradebench(*words)
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.match(line, done.stderr)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_calibration_that_is_not_there_is_refused(planned: Planned) -> None:
+    done = planned.again("wide.yaml", "--calibration", "none.json")
+
+    assert done.returncode == 2
+    assert "none.json" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_suite_that_was_planned_is_run_in_a_directory_of_its_own(
+    tradebench: Tradebench, suite: Path, tmp_path: Path
+) -> None:
+    plan = json.loads(tradebench("plan", suite, "--format", "json").stdout)
+    before = (tmp_path / plan["run"] / "trials.plan.jsonl").read_bytes()
+    run = json.loads(tradebench("run", suite, "--format", "json").stdout)
+
+    assert statuses(run["results"]) == statuses(plan["results"])
+    assert {result["kind"] for result in run["results"]} == {"measured"}
+    assert tmp_path / run["run"] == run_directory(tmp_path)
+    assert (tmp_path / plan["run"] / "trials.plan.jsonl").read_bytes() == before
