@@ -6,6 +6,7 @@ Closed forms are of the functions named; no GPU has confirmed them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -160,6 +161,51 @@ def test_autocast_gives_attention_16_bits_on_both(target: Target) -> None:
     scores = 4 * 2 * 4 * ROWS**2
 
     assert kept < scores
+
+
+# Dropout.
+
+
+def dropout(drops: Callable[..., Tensor], format: torch.dtype) -> tuple[int, ...]:
+    """Bytes at the peak of a dropout's forward and backward, and what is kept between them."""
+    given = torch.empty(ROWS, INPUTS, dtype=format, requires_grad=True)
+    tracker = Tracker("cpu")
+    with tracker:
+        tracker.label([given], "weights")
+        before = tracker.total
+        answer = drops(given)
+        kept, forward = tracker.total - before, tracker.peak - before
+        tracker.reset_peak()
+        answer.backward(torch.ones_like(answer))
+    return forward, kept, tracker.peak - before
+
+
+@pytest.mark.parametrize("format", [torch.float32, torch.bfloat16])
+def test_the_mask_of_a_dropout_takes_a_byte_for_every_element_on_a_gpu(format: torch.dtype) -> None:
+    elements, answer = ROWS * INPUTS, ROWS * INPUTS * format.itemsize
+    kept = {}
+    for target in ("cpu", "cuda"):
+        with fake_world(target):
+            kept[target] = dropout(functional.dropout, format)[1]
+
+    assert kept == {"cpu": answer + answer, "cuda": answer + elements}
+
+
+def test_a_dropout_on_a_gpu_is_the_fused_one() -> None:
+    real = dropout(lambda given: torch.native_dropout(given, 0.5, train=True)[0], torch.bfloat16)
+    with fake_world("cuda"):
+        fake = dropout(functional.dropout, torch.bfloat16)
+
+    assert fake == real
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("off", [{"training": False}, {"p": 0.0}], ids=str)
+def test_a_dropout_that_drops_nothing_has_no_mask(target: Target, off: dict[str, Any]) -> None:
+    with fake_world(target):
+        forward, kept, _ = dropout(partial(functional.dropout, **off), torch.bfloat16)
+
+    assert (forward, kept) == (0, 0)
 
 
 # What stays.

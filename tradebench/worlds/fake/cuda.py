@@ -6,7 +6,8 @@ for CUDA. A few functions look at that name; for a GPU's sake they are answered 
 Read, and left as they are, because both ways take the same bytes of the device:
 
 - 4-bit layers repack their weight for the CPU's kernel: the technique forbids it anyway.
-- peft casts 16-bit adapters to fp32 when it merges on a CPU: it keeps adapters in fp32.
+- peft casts 16-bit adapters to fp32 when it merges on a CPU: they are in fp32 unless told to take
+  the model's format, and then it is one layer's update at a time, after training.
 - transformers repeats keys and values, or lets attention share them, by mask and head alone.
 - Autocast has other lists for CUDA: what it adds there is given fp32 by the models themselves.
 - Gradient scaling and the fused optimizer have one code for both devices.
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _attend = functional.scaled_dot_product_attention
+_drop = functional.dropout
 
 
 def _attend_as_cuda(
@@ -60,10 +62,24 @@ def _attend_as_cuda(
     return attended  # type: ignore[no-any-return]  # torch leaves it untyped
 
 
+def _drop_as_cuda(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """Dropout by CUDA's fused kernel, whose mask has one byte for every element.
+
+    A CPU's is a tensor of the input's format (aten/src/ATen/native/Dropout.cpp).
+    """
+    if not training or inplace or p in (0.0, 1.0):
+        return _drop(input, p, training, inplace)
+    dropped, _ = torch.native_dropout(input, p, train=True)
+    return dropped
+
+
 CUDA: tuple[tuple[Any, str, Any], ...] = (
     # LLM.int8() multiplies integers on CUDA; on a CPU training dequantizes the weight instead.
     (products, "MatMul8bitFp", products.MatMul8bitLt),
     # It tells of every cast to fp16, which is every product.
     (products.logger, "disabled", True),
     (functional, "scaled_dot_product_attention", _attend_as_cuda),
+    (functional, "dropout", _drop_as_cuda),
 )
