@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tradebench import devices
 from tradebench.devices import Device
 from tradebench.predict.library import Library
 from tradebench.predict.point import predict_point
+from tradebench.predict.reading import predict_readings
 from tradebench.result import Measurement, Result
 from tradebench.target import Target
 from tradebench.trial import Trial
@@ -77,7 +79,18 @@ def prediction(
         allocator=allocator_of(result),
         calibration=None if calibration is None else str(calibration),
     )
-    found = predict_point(trial_of(result), library, target)
+    return _measurements(predict_point(trial_of(result), library, target))
+
+
+def row_prediction(
+    payload: Mapping[str, Any], device: str, library: Library
+) -> dict[str, Measurement]:
+    """What would be predicted at the moments that published rows were read at."""
+    trial = Trial.from_payload(payload)
+    return _measurements(predict_readings(trial, library, Target(device=device)))
+
+
+def _measurements(found: Mapping[str, Any]) -> dict[str, Measurement]:
     return {
         name: Measurement.model_validate(value) for name, value in found["measurements"].items()
     }

@@ -53,10 +53,10 @@ def run(bench: Bench, name: str) -> None:
     rows: list[dict[str, Any]] = []
     measured: dict[str, dict[str, int]] = {}
     for row in notebook():
-        trial = row.trial if not bench.tiny else shrunk(row.trial)
+        trial = shrunk(row.trial) if bench.tiny else row.trial
         if trial.id not in measured:
             moments = Moments(bench.device)
-            once(trial, bench.device, moments, Outcome())
+            once(shortened(trial), bench.device, moments, Outcome())
             measured[trial.id] = moments.named()
             gc.collect()
             if bench.device == "cuda":
@@ -75,13 +75,18 @@ def run(bench: Bench, name: str) -> None:
 
 
 def notebook() -> list[Expressed]:
-    """The rows of this model, as one step each."""
+    """The rows of this model."""
     return [row for row in expressed() if row.trial.model.config == CONFIG]
+
+
+def shortened(trial: Trial) -> Trial:
+    """The same for one step, of which everything is read."""
+    return trial.model_copy(update={"budget": trial.budget.model_copy(update={"steps": 1})})
 
 
 def shrunk(trial: Trial) -> Trial:
     """The same techniques on the reference model's shape."""
     config = str(reference.CHECKPOINT)
     model = trial.model.model_copy(update={"config": config, "layers": 2})
-    budget = trial.budget.model_copy(update={"sequence": 32, "steps": 2})
+    budget = trial.budget.model_copy(update={"sequence": 32})
     return trial.model_copy(update={"model": model, "budget": budget})

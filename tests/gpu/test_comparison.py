@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpu.comparison import compare, misses, prediction, trial_of
+from gpu.comparison import LIMITS, compare, misses, prediction, row_prediction, trial_of
 from gpu.run import OUT
 from gpu.rungs import EXPANDABLE, RUNGS
 from tradebench.predict.hidden import hidden
@@ -19,7 +19,9 @@ from tradebench.result import Environment, Measurement, Result
 
 DEVICE = "h200-141gb"
 RUNS = sorted((OUT / "ladder").glob("*.json"))
-HIDDEN = OUT / "hidden.json"
+HIDDEN, PUBLISHED = OUT / "hidden.json", OUT / "published.json"
+
+ALLOCATED = LIMITS["peak_allocated_bytes"]
 
 
 def made(status: str = "ok", allocator: str = EXPANDABLE, **values: float) -> Result:
@@ -137,6 +139,17 @@ def test_a_rung_is_predicted_as_it_was_measured(path: Path, library: Library) ->
     known = calibration if calibration.is_file() else None
 
     assert misses(result, prediction(result, DEVICE, known, library), DEVICE) == []
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="no published row is measured again yet")
+def test_published_rows_are_predicted_as_they_were_measured_again(library: Library) -> None:
+    errors = {}
+    for row in json.loads(PUBLISHED.read_text())["rows"]:
+        predicted = row_prediction(row["trial"], DEVICE, library)[row["measurement"]].value
+        errors[row["row"]] = predicted / row["measured"] - 1
+
+    assert len(errors) == 12
+    assert {row: error for row, error in errors.items() if abs(error) > ALLOCATED} == {}
 
 
 @pytest.mark.skipif(not HIDDEN.is_file(), reason="no hidden memory of a device is committed")
