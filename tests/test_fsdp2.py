@@ -20,7 +20,9 @@ from torch import nn
 from torch.distributed.fsdp._fully_shard import _fsdp_common, _fsdp_param
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tradebench.predict.library import Library
 from tradebench.predict.memory import perform_fake, predict_memory, reach
+from tradebench.predict.point import of_record
 from tradebench.result import Outcome
 from tradebench.techniques import ContradictionError
 from tradebench.techniques.fsdp2 import FSDP2
@@ -342,6 +344,19 @@ def test_quantizing_random_weights_leaves_a_share_of_each(tiny_trial: Make) -> N
     packed = sum(rows * columns // 2 for rows, columns in SHAPES)
 
     assert weights(1) - weights(2) >= 4 * packed // 2 - packed
+
+
+@pytest.mark.parametrize("reshard", [True, False], ids=["zero3", "zero2"])
+@pytest.mark.parametrize("others", [{}, {**NF4, **LORA}], ids=["full", "nf4"])
+def test_few_layers_tell_of_many(others: Settings, reshard: bool, tiny_trial: Make) -> None:
+    trial = tiny_trial({**BF16, **others, **sharded(8, reshard=reshard)})
+    model = {"name": trial.model.name, "config": trial.model.name, "weights": "random"}
+    deep = trial.model_copy(update={"model": Model.model_validate({**model, "layers": 7})})
+    library = Library([deep])
+    found, _ = of_record(library.record(deep)[0])
+
+    assert (library.composed, library.recorded) == (1, 0)
+    assert {name: each.value for name, each in found.items()} == predicted(deep)
 
 
 # Offloading, where the host has a memory of its own and where it has not.

@@ -26,7 +26,7 @@ from torch.nn.modules.module import (
 from tradebench.predict.operations import Operation, Spec
 from tradebench.techniques.targets import decoder_layers
 from tradebench.worlds.memory import Storage, tensors_in
-from tradebench.worlds.shards import ShardTracker
+from tradebench.worlds.shards import ShardTracker, parts
 
 CALL = 2**40  # events from here on are operations
 OUTSIDE = -1  # the layer of what belongs to no decoder layer, or to several
@@ -172,6 +172,8 @@ class Recorder(ShardTracker):
             self.paths.append(self._here.path)
             self.homes.append(self._here.layer)
             self._loose = -1
+            if block >= 0:  # another size of what has been there
+                self._readings.append((storage.block, (block,)))
         if old:
             self._release(block)
         super()._resize(storage, size)
@@ -270,7 +272,8 @@ class Recorder(ShardTracker):
 
     def _block(self, tensor: Tensor) -> int | None:
         """The block in which a tensor lies, if it is one of ours."""
-        known = self._known.get(tensor.untyped_storage()._cdata)
+        share, *_ = parts(tensor)
+        known = self._known.get(share.untyped_storage()._cdata)
         return None if known is None else known.block
 
 

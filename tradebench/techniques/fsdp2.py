@@ -120,7 +120,7 @@ class FSDP2(Technique):
             )
         held = sum(part._local_tensor.untyped_storage().nbytes() for part in sharded)
         share = sum(
-            math.ceil(part.shape[0] / self.degree) * part[0].numel() * part.itemsize
+            math.ceil(part.shape[0] / self.degree) * (part.nbytes // part.shape[0])
             for part in sharded
         )
         if held != share:

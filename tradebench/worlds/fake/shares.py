@@ -20,7 +20,9 @@ def share_out(module: nn.Module, ranks: int) -> None:
     """Leave the memory of one share, the first and largest, to every parameter of a module."""
     for parameter in module.parameters():
         if parameter.device.type != "meta" and parameter.dim() > 0:
-            parameter.untyped_storage().resize_(share_bytes(parameter, ranks))
+            storage = parameter.untyped_storage()
+            storage.resize_(0)  # released first: the two never exist beside each other
+            storage.resize_(share_bytes(parameter, ranks))
 
 
 def share_bytes(tensor: Tensor, ranks: int) -> int:
