@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,11 +314,13 @@ def test_ctrl_c_keeps_what_is_done_and_ends_with_130(suite: Path, tmp_path: Path
 class Planned:
     """A folder in which a suite has been planned once, its predictions kept.
 
-    `again` plans with a torch that cannot be imported: whatever it answers was known.
+    `again` plans with a torch that cannot be imported: whatever it answers was known. Predictions
+    are those of a state of the code, so the folder has a copy of it that nobody edits meanwhile.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder = folder
+        shutil.copytree(ROOT / "tradebench", folder / "tradebench")
         (folder / "trap").mkdir()
         (folder / "trap" / "torch.py").write_text(TRAP)
         points = WIDE_SUITE.format(model=model).splitlines(keepends=True)
