@@ -208,6 +208,7 @@ def _sweep(
 ) -> Summary:
     from tradebench.runner.options import Options
     from tradebench.runner.progress import Progress
+    from tradebench.runner.refusal import refuse
     from tradebench.runner.supervisor import run as supervise
 
     options = Options(
@@ -225,9 +226,7 @@ def _sweep(
             header=header,
             options=options,
             observer=progress,
-            refuse=lambda trial: (
-                trial.conflicts() or ((unfit[trial.id],) if trial.id in unfit else ())
-            ),
+            refuse=lambda trial: refuse(trial) or ((unfit[trial.id],) if trial.id in unfit else ()),
         )
 
 

@@ -23,7 +23,8 @@ from tradebench.predict.record import Integers, Record
 from tradebench.predict.recorder import CALL, OUTSIDE, Mark
 from tradebench.predict.structure import StructureError
 
-LEAST = 4  # layers that a record must have: a first, a last, and two between them to compare
+# How many layers at either end are cases of their own: tried in turn, as few as will do.
+MARGINS = (1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,39 +71,54 @@ class Piece:
 Item = Mark | tuple[Piece, ...]  # several pieces: a sweep, in the order of its events
 
 
-def extend(record: Record, kinds: Sequence[Hashable], deep: Sequence[Hashable]) -> Record:
+def least(margin: int) -> int:
+    """The layers that a record must have: those near the ends, and two between to compare."""
+    return 2 * margin + 2
+
+
+def extend(
+    record: Record, kinds: Sequence[Hashable], deep: Sequence[Hashable], margin: int = 1
+) -> Record:
     """The record of a model with one layer for each of `deep`, from one with a layer per `kinds`.
 
-    Layers of equal kind are treated alike. Every (previous, own, next) in `deep` must occur in
-    `kinds`.
+    Layers of equal kind are treated alike where their neighbours are, and where they lie `margin`
+    layers or more from either end: every such case in `deep` must occur in `kinds`.
 
     Raises:
         StructureError: the record has no such structure, or lacks a case that is needed.
     """
-    if len(kinds) < LEAST:
+    if len(kinds) < least(margin):
         raise StructureError(f"a record of {len(kinds)} layers cannot be extended")
+    if not record.placed:
+        raise StructureError("layers whose weights lie on the host are not told apart")
     items = _items(record, len(kinds))
-    cases = _cases(kinds)
+    cases = _cases(kinds, margin)
     templates = _templates(record, items, cases)
-    return _lay_out(record, items, templates, cases, _cases(deep))
+    return _lay_out(record, items, templates, cases, _cases(deep, margin))
 
 
-def shorten(kinds: Sequence[Hashable]) -> list[Hashable]:
+def shorten(kinds: Sequence[Hashable], margin: int = 1) -> list[Hashable]:
     """The fewest layers that show every case among `kinds`: its beginning and its end."""
-    needed = set(_cases(kinds))
-    for count in range(LEAST, len(kinds)):
+    needed = set(_cases(kinds, margin))
+    for count in range(least(margin), len(kinds)):
         for end in range(2, count - 1):
             short = [*kinds[: count - end], *kinds[-end:]]
-            if needed <= set(_cases(short)):
+            if needed <= set(_cases(short, margin)):
                 return short
     return list(kinds)
 
 
-def _cases(kinds: Sequence[Hashable]) -> list[tuple[Hashable, ...]]:
-    """For each layer: whether it is the first or the last, and the kinds around it."""
+def _cases(kinds: Sequence[Hashable], margin: int) -> list[tuple[Hashable, ...]]:
+    """For each layer: how near it is to either end, its kind, and those before and after it."""
     last = len(kinds) - 1
     return [
-        (i == 0, i == last, kinds[i - 1] if i else None, kind, kinds[i + 1] if i < last else None)
+        (
+            min(i, margin),
+            min(last - i, margin),
+            kinds[i - 1] if i else None,
+            kind,
+            kinds[i + 1] if i < last else None,
+        )
         for i, kind in enumerate(kinds)
     ]
 
@@ -160,7 +176,7 @@ def _sweeps(pieces: Sequence[Piece], layers: int) -> list[Item]:
         if len(sweep) == 1:
             if sweep[0].layer not in (OUTSIDE, 0, layers - 1):
                 raise StructureError(f"layer {sweep[0].layer} does something that no other does")
-        elif {piece.layer for piece in sweep} < set(range(1, layers - 1)):
+        elif not {piece.layer for piece in sweep} >= set(range(1, layers - 1)):
             raise StructureError("a walk over the layers leaves some of them out")
         items.append(tuple(sweep))
     return items

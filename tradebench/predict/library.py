@@ -14,7 +14,7 @@ from typing import Literal
 
 from tradebench.knobs import Knob, family, knobs, turned
 from tradebench.predict.blend import blend
-from tradebench.predict.depth import extend, shorten
+from tradebench.predict.depth import MARGINS, extend, shorten
 from tradebench.predict.memory import Reached, perform_fake, reach
 from tradebench.predict.record import Record, RecordingMeter
 from tradebench.predict.structure import StructureError
@@ -79,10 +79,17 @@ class Library:
             if len(values) > ENDS:
                 ends[knob] = (min(values), max(values))
         kinds = kinds_of(trial, depth(trial.model))
-        short = shorten(kinds)
-        if len(short) == len(kinds):
-            return self._blended(trial, ends)
-        return extend(self._blended(shallower(trial, short), ends), short, kinds)
+        found: StructureError | None = None
+        for margin in MARGINS:
+            short = shorten(kinds, margin)
+            if len(short) == len(kinds):
+                return self._blended(trial, ends)
+            try:
+                shallow = self._blended(shallower(trial, short), ends)
+                return extend(shallow, short, kinds, margin)
+            except StructureError as error:
+                found = error
+        raise found or StructureError("no margin was tried")
 
     def _blended(self, trial: Trial, ends: Ends) -> Record:
         """A trial's record, between those at the ends of a knob that has many values."""

@@ -29,7 +29,8 @@ class Record:
     runs (CALL plus its index in `operations`, ahead of what it allocates); `layers` says to which
     decoder layer that belongs, -1 where to none. Of each block, `sizes` has the bytes asked for,
     `categories` what it was for (an index into CATEGORIES), and `paths` the module it was made in
-    (an index into `modules`).
+    (an index into `modules`). `placed` says whether layers are known throughout; they are not where
+    weights lie on the host, whose tensors are not recorded.
     """
 
     events: Integers
@@ -40,6 +41,7 @@ class Record:
     modules: tuple[str, ...]
     operations: tuple[Operation, ...]
     marks: tuple[Mark, ...]
+    placed: bool = True
 
     @classmethod
     def of(cls, recorder: Recorder) -> Record:
@@ -57,6 +59,7 @@ class Record:
             modules=tuple(modules),
             operations=tuple(recorder.operations),
             marks=tuple(recorder.marks),
+            placed=recorder.placed,
         )
 
 

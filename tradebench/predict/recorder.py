@@ -69,6 +69,7 @@ class Recorder(ShardTracker):
         self.storages: list[Storage] = []
         self.paths: list[str] = []
         self.homes: list[int] = []  # the layer in which each block was allocated
+        self.placed = True  # whether all tensors of layers lie on the device, and so have a home
         self.marks: list[Mark] = []
         self.operations: dict[Operation, int] = {}
         self._here = NOWHERE
@@ -117,17 +118,18 @@ class Recorder(ShardTracker):
     ) -> Any:
         """Run the operation and write down what it allocates, and itself where it does work."""
         tensors = list(tensors_in((*args, *kwargs.values())))
+        before = self._here
         shared = self._locate(tensors)
         position, block = len(self.events), len(self.sizes)
         result = super().follow(func, types, args, kwargs)
-        # Whatever neither allocates nor writes only looks at memory in another way.
         if len(self.sizes) > block and not self._stack:
             read = (self._block(tensor) for tensor in tensors)
             self._readings.append((block, tuple(each for each in read if each is not None)))
+        # Whatever neither allocates nor writes only looks at memory in another way.
         if len(self.sizes) > block or func._schema.is_mutable:  # type: ignore[attr-defined]
-            made = _specs(tensors_in((result,)))
+            outputs = _specs(tensors_in((result,)))
             calls = [
-                (layer, Operation(_name(func), _specs(inputs), made))
+                (layer, Operation(_name(func), _specs(inputs), outputs))
                 for layer, inputs in shared or ((self._here.layer, tensors),)
             ]
             self.events[position:position] = [
@@ -135,6 +137,8 @@ class Recorder(ShardTracker):
             ]
             self.layers[position:position] = [layer for layer, _ in calls]
             self._loose = -1
+        else:
+            self._here = before
         return result
 
     def _locate(self, tensors: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
@@ -243,6 +247,8 @@ class Recorder(ShardTracker):
                 block = None if tensor is None else self._block(tensor)
                 if block is not None:
                     homes[block], self.paths[block] = place
+                elif tensor is not None and place.layer != OUTSIDE:
+                    self.placed = False
         for made, read in reversed(self._readings):
             if made in homes:
                 for block in read:
