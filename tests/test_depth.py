@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tradebench.predict.depth import LEAST, extend, shorten
+from tradebench.predict.depth import MARGINS, extend, least, shorten
 from tradebench.predict.library import kinds_of, shallower
 from tradebench.predict.operations import Operation
 from tradebench.predict.record import Record
@@ -75,10 +75,11 @@ class Toy:
         )
 
 
-def toy(kinds: Sequence[int]) -> Record:
+def toy(kinds: Sequence[int], near: int = 0) -> Record:
     """Loading, two steps and an evaluation of layers that keep as many blocks as their kind says.
 
-    A layer that keeps some keeps its input too; the others release it when they are through.
+    A layer that keeps some keeps its input too; the others release it when they are through. So
+    many layers `near` either end do something more, each another thing.
     """
     depth = len(kinds)
     found = Toy()
@@ -93,6 +94,8 @@ def toy(kinds: Sequence[int]) -> Record:
         kept: list[list[int]] = []
         for i, kind in enumerate(kinds):
             found.free(i, found.make(i, 21))
+            if i < near or depth - 1 - i < near:
+                found.free(i, found.make(i, 110 + i if i < near else 120 + depth - i))
             kept.append([found.make(i, 22 + number) for number in range(kind)])
             taken, flow = flow, found.make(i, 30 + kind)
             if kind:
@@ -125,20 +128,37 @@ def toy(kinds: Sequence[int]) -> Record:
     return found.record()
 
 
-def cases(kinds: Sequence[Hashable]) -> set[tuple[Hashable, ...]]:
-    """What there is among layers, said again: their neighbours, None where there is none."""
+def cases(kinds: Sequence[Hashable], margin: int = 1) -> set[tuple[Hashable, ...]]:
+    """What there is among layers, said again: neighbours, None where there are none, and ends.
+
+    A layer near an end has a number of its own, counted from there.
+    """
     padded = [None, *kinds, None]
-    return set(zip(padded, kinds, padded[2:], strict=False))
+    ends = [*range(margin), *[None] * len(kinds)][: len(kinds)]
+    return set(zip(padded, kinds, padded[2:], ends, ends[::-1], strict=False))
 
 
-@given(kinds=st.lists(st.integers(0, 2), min_size=4, max_size=14))
+@given(kinds=st.lists(st.integers(0, 2), min_size=8, max_size=16), margin=st.sampled_from(MARGINS))
 @settings(derandomize=True, max_examples=80, deadline=None)
 def test_any_pattern_of_layers_is_continued_from_few_of_them(
-    kinds: list[int], differences: Differences
+    kinds: list[int], margin: int, differences: Differences
 ) -> None:
-    short: list[Any] = shorten(kinds)
+    """Layers near the ends may be unlike all others, as long as their neighbours are near too."""
+    short: list[Any] = shorten(kinds, margin)
+    composed = extend(toy(short, near=margin - 1), short, kinds, margin)
 
-    assert differences(extend(toy(short), short, kinds), toy(kinds)) == []
+    assert differences(composed, toy(kinds, near=margin - 1)) == []
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+def test_a_layer_beside_one_of_the_margin_that_is_unlike_the_others_is_unlike_them_too(
+    margin: int,
+) -> None:
+    """It releases what the other made, which has another place there."""
+    layers = least(margin)
+
+    with pytest.raises(StructureError, match="differs from one that is treated alike"):
+        extend(toy([1] * layers, near=margin), [1] * layers, [1] * 20, margin)
 
 
 # Every two neighbours of a layer that is recomputed or not.
@@ -157,19 +177,20 @@ def test_a_record_serves_every_model_whose_layers_it_shows(
 
 
 def test_layers_of_one_kind_are_four_however_many() -> None:
-    assert shorten([()] * 80) == [()] * LEAST
+    assert shorten([()] * 80) == [()] * 4
+    assert [len(shorten([()] * 80, margin)) for margin in MARGINS] == [4, 6, 8]
 
 
-@given(kinds=st.lists(st.booleans(), min_size=1, max_size=40))
+@given(kinds=st.lists(st.booleans(), min_size=1, max_size=30), margin=st.sampled_from(MARGINS))
 @settings(derandomize=True, max_examples=100, deadline=None)
-def test_the_fewest_layers_show_every_case(kinds: list[bool]) -> None:
-    short = shorten(kinds)
+def test_the_fewest_layers_show_every_case(kinds: list[bool], margin: int) -> None:
+    short = shorten(kinds, margin)
     ends = [
         [*kinds[: count - end], *kinds[len(kinds) - end :]]
-        for count in range(LEAST, len(kinds))
+        for count in range(2 * margin + 2, len(kinds))
         for end in range(2, count - 1)
     ]
-    enough = [each for each in ends if cases(each) >= cases(kinds)]
+    enough = [each for each in ends if cases(each, margin) >= cases(kinds, margin)]
 
     assert len(short) == min(map(len, [*enough, kinds]))
     assert short in [*enough, kinds]
@@ -183,9 +204,12 @@ def test_a_share_of_80_recomputed_layers_takes_few(ratio: float, layers: int) ->
 # What cannot be continued.
 
 
-def test_three_layers_are_too_few() -> None:
-    with pytest.raises(StructureError, match="of 3 layers cannot be extended"):
-        extend(toy([1] * 3), [1] * 3, [1] * 5)
+@pytest.mark.parametrize("margin", MARGINS)
+def test_ends_and_one_layer_between_are_too_few(margin: int) -> None:
+    few = 2 * margin + 1
+
+    with pytest.raises(StructureError, match=f"of {few} layers cannot be extended"):
+        extend(toy([1] * few), [1] * few, [1] * 20, margin)
 
 
 def test_a_case_that_the_record_does_not_show_is_missed() -> None:
@@ -281,7 +305,7 @@ def test_the_first_and_the_last_layer_may(layer: int) -> None:
     assert deep.sizes.tolist() == [10] * 9 + [11]
 
 
-@pytest.mark.parametrize("some", [(1, 2), (3, 2)])
+@pytest.mark.parametrize("some", [(1, 2), (3, 2), (0, 1, 2), (4, 3)])
 def test_a_walk_over_some_layers_is_refused(some: Sequence[int]) -> None:
     def change(found: Toy) -> None:
         found.mark()
@@ -330,13 +354,20 @@ def at(layers: int, trial: Trial) -> Trial:
 
 def hold(trial: Trial, recorded: Recorded, differences: Differences) -> None:
     """The trial is composed from fewer layers than it has, and equals its own record."""
-    assert trial.model.layers is not None
-    kinds = kinds_of(trial, trial.model.layers)
-    short = shorten(kinds)
-
-    assert len(short) < len(kinds)
-    composed = extend(recorded(shallower(trial, short)), short, kinds)
-    assert differences(composed, recorded(trial)) == []
+    layers = trial.model.layers
+    assert layers is not None
+    for margin in MARGINS:
+        deep = at(max(layers, least(margin) + 1), trial)
+        kinds = kinds_of(deep, deep.model.layers or 0)
+        short = shorten(kinds, margin)
+        try:
+            composed = extend(recorded(shallower(deep, short)), short, kinds, margin)
+        except StructureError:
+            continue
+        assert len(short) < len(kinds)
+        assert differences(composed, recorded(deep)) == []
+        return
+    pytest.fail("no margin will do")
 
 
 def judged(trial: Trial) -> Trial:
