@@ -68,7 +68,7 @@ def _mean(values: Tensor, dim: int | None = None, keepdim: bool = False, **optio
 class _MatMul4Bit(products.MatMul4Bit):  # type: ignore[misc]  # bitsandbytes is not typed
     """The product of bitsandbytes 0.42, which kept its input though its weight has no gradient.
 
-    It kept it as an attribute, so that recomputing a layer does not spare it. 0.46 keeps none.
+    It kept it as an attribute, so that recomputing a layer does not spare it. 0.43.2 keeps none.
     """
 
     @staticmethod

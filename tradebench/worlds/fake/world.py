@@ -53,7 +53,7 @@ def fake_world(target: Literal["cpu", "cuda"] = "cpu", ranks: int = 1) -> Iterat
     )
     with ExitStack() as stack:
         for owner, name, instead in places:
-            stack.enter_context(_replaced(owner, name, instead))
+            stack.enter_context(replaced(owner, name, instead))
         stack.enter_context(fake_group(ranks))
         stack.enter_context(FakeTensorMode())
         stack.enter_context(Values())
@@ -63,7 +63,7 @@ def fake_world(target: Literal["cpu", "cuda"] = "cpu", ranks: int = 1) -> Iterat
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
     """Another value for an attribute; one that was inherited is inherited again afterwards."""
     own = vars(owner).get(name)
     setattr(owner, name, instead)
