@@ -169,13 +169,12 @@ def test_an_error_of_the_program_itself_is_not_hidden(program: Program) -> None:
         asked([trial_of({})], name)
 
 
-def test_the_program_that_is_asked_exists() -> None:
-    from tradebench.plan.validate import PROGRAM as READING
-    from tradebench.predict import point, reading
+def test_the_programs_that_are_asked_exist() -> None:
+    from tradebench.plan.validate import PROGRAMS
+    from tradebench.predict import past, point, reading
 
-    names = {"point": pool.PROGRAM, "reading": READING}
+    names = {pool.PROGRAM, *PROGRAMS.values()}
 
     assert names == {
-        module.__name__.rpartition(".")[2]: f"{module.__name__}:{module.predict.__name__}"
-        for module in (point, reading)
+        f"{module.__name__}:{module.predict.__name__}" for module in (point, reading, past)
     }

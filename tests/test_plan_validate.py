@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tradebench.plan import validate
-from tradebench.plan.validate import PROGRAM, STAND_IN, predictions
+from tradebench.plan.validate import PROGRAMS, STAND_IN, predictions
 from tradebench.published import Expressed, expressed
 from tradebench.published.comparison import Prediction
 from tradebench.target import Target
@@ -29,14 +29,14 @@ class Pool:
 
     def __init__(self, measurements: Mapping[str, Any]) -> None:
         self.answer: Mapping[str, Any] = {"status": "ok", "measurements": measurements}
-        self.asked: list[tuple[str, Target]] = []
+        self.asked: list[tuple[str, Target, str]] = []
 
     def __call__(
         self, trials: Sequence[Trial], target: Target, *, processes: int, program: str
     ) -> Iterator[tuple[Trial, Mapping[str, Any]]]:
-        assert (processes, program) == (3, PROGRAM)
+        assert processes == 3
         for trial in trials:
-            self.asked.append((trial.id, target))
+            self.asked.append((trial.id, target, program))
             yield trial, self.answer
 
 
@@ -69,13 +69,16 @@ def test_every_expressed_row_has_a_prediction(monkeypatch: pytest.MonkeyPatch) -
     assert [name for name, each in found.items() if isinstance(each, str)] == []
 
 
-def test_a_trial_is_asked_for_once_on_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_is_asked_for_once_on_each_device_with_the_libraries_of_its_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     _, pool = answered(monkeypatch, measured())
-    expected = {(row.trial.id, row.device or STAND_IN) for row in ROWS}
+    expected = {(row.trial.id, row.device or STAND_IN, PROGRAMS[row.code]) for row in ROWS}
 
     assert len(pool.asked) == len(expected) < len(ROWS)
-    assert {(trial, target.device) for trial, target in pool.asked} == expected
-    assert {target.allocator for _, target in pool.asked} == {""}
+    assert {(trial, target.device, program) for trial, target, program in pool.asked} == expected
+    assert {target.allocator for _, target, _ in pool.asked} == {""}
+    assert {program for _, _, program in pool.asked} == set(PROGRAMS.values())
 
 
 def test_somebody_hears_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,7 +280,8 @@ def test_an_unknown_technique_or_a_conflict_refuses_a_row_with_its_reason() -> N
 
 
 KEYS = {
-    *("name", "family", "cause", "differences", "beyond", "counter", "moment", "stated", "unit"),
+    *("name", "family", "cause", "differences", "code", "beyond", "counter", "moment", "stated"),
+    "unit",
     *("sequences", "model", "budget", "settings", "groups", "rows", "refused"),
 }
 

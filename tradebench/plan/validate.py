@@ -8,9 +8,14 @@ from typing import Any
 from tradebench.plan.pool import predict
 from tradebench.published import Expressed, expressed
 from tradebench.published.comparison import Prediction
+from tradebench.published.expression import Code
 from tradebench.target import Target
 
-PROGRAM = "tradebench.predict.reading:predict"
+# By the month whose libraries a source ran.
+PROGRAMS: Mapping[Code | None, str] = {
+    None: "tradebench.predict.reading:predict",
+    "2024-01": "tradebench.predict.past:predict",
+}
 # The sources ran torch's allocator as it comes, unless a row says otherwise.
 ALLOCATOR = ""
 # For rows that do not name their GPU: most others ran on this one.
@@ -23,23 +28,27 @@ def predictions(
 ) -> dict[str, Prediction | str]:
     """What is predicted for every published row that can be said as a trial, or why nothing is."""
     found: dict[str, Prediction | str] = {}
-    for device, rows in _by_device(expressed()).items():
+    for (device, code), rows in _by_machine(expressed()).items():
         of_trial: dict[str, list[Expressed]] = {}
         for row in rows:
             of_trial.setdefault(row.trial.id, []).append(row)
         trials = list({row.trial.id: row.trial for row in rows}.values())
         target = Target(device=device, allocator=ALLOCATOR)
-        for trial, answer in predict(trials, target, processes=processes, program=PROGRAM):
+        program = PROGRAMS[code]
+        for trial, answer in predict(trials, target, processes=processes, program=program):
             for row in of_trial[trial.id]:
                 found[row.row.id] = _read(row, answer)
                 watch(row.row.id)
     return found
 
 
-def _by_device(rows: Iterable[Expressed]) -> Mapping[str, Sequence[Expressed]]:
-    groups: dict[str, list[Expressed]] = {}
+def _by_machine(
+    rows: Iterable[Expressed],
+) -> Mapping[tuple[str, Code | None], Sequence[Expressed]]:
+    """Rows by the device they ran on and the libraries they ran with."""
+    groups: dict[tuple[str, Code | None], list[Expressed]] = {}
     for row in rows:
-        groups.setdefault(row.device or STAND_IN, []).append(row)
+        groups.setdefault((row.device or STAND_IN, row.code), []).append(row)
     return groups
 
 

@@ -24,6 +24,7 @@ FILE = Path(__file__).parent / "expressed.yaml"
 
 Counter = Literal["allocated", "active", "reserved", "device", "step"]
 Moment = Literal["training", "load", "after_forward", "forward_backward"]
+Code = Literal["2024-01"]
 
 # What a Result calls a counter. What the driver reports of a device is its process's own here.
 MEASUREMENTS: Mapping[Counter, str] = {
@@ -79,6 +80,7 @@ class Expressed:
         experiment: The source within the family; figures compare within one only.
         cause: Why a prediction differs from figures of this source, in one sentence.
         differences: Everything known that this program does otherwise, as sentences.
+        code: The month whose libraries a prediction is made with; None is today.
         beyond: What the source changed besides the settings, in a few words.
     """
 
@@ -92,6 +94,7 @@ class Expressed:
     experiment: str
     cause: str
     differences: tuple[str, ...]
+    code: Code | None = None
     beyond: str | None = None
 
 
@@ -203,6 +206,7 @@ def express(
         experiment=said["name"],
         cause=said["cause"].strip(),
         differences=tuple(sentence.strip() for sentence in said["differences"]),
+        code=said.get("code"),
         beyond=said.get("beyond"),
     )
 
