@@ -385,7 +385,7 @@ def shape_of(trial: Trial) -> Trial:
 def test_every_technique_among_others_is_continued(
     covering_combination: Settings, tiny_trial: Make, recorded: Recorded, differences: Differences
 ) -> None:
-    hold(at(7, tiny_trial(covering_combination)), recorded, differences)
+    hold(at(5, tiny_trial(covering_combination)), recorded, differences)
 
 
 def test_evaluations_and_uneven_batches_are_continued(
