@@ -821,6 +821,7 @@ def test_the_schema_refuses_what_the_reader_refuses(body: str) -> None:
         ("quickstart", 21, 31),
         ("quickstart-full", 21, 63),
         ("llama-3.3-70b", 432, 432),
+        ("llama-3.3-70b-qlora", 8, 8),
         ("llama-3.2-1b", 312, 312),
     ],
 )
@@ -840,6 +841,7 @@ def test_every_shipped_suite_is_promised_something() -> None:
         "quickstart",
         "quickstart-full",
         "llama-3.3-70b",
+        "llama-3.3-70b-qlora",
         "llama-3.2-1b",
     }
 

@@ -168,7 +168,6 @@ def _memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
-@functools.cache
 def gpu() -> str | None:
     """The name of this machine's first GPU; None where there is none, or its driver is silent."""
     try:
@@ -178,6 +177,7 @@ def gpu() -> str | None:
     return str(found[0]["name"]) if found else None
 
 
+@functools.cache
 def _gpus() -> tuple[list[dict[str, Any]], str | None]:
     """Every NVIDIA GPU and the driver's version, without touching CUDA."""
     import pynvml

@@ -84,7 +84,9 @@ def summary(results: Sequence[Result], question: Question) -> list[str]:
         found.append(f"{count(others['failed'], 'point')} could not be predicted.")
     whole = of_suite(results, question.price)
     if whole is not None:
-        found.append(f"Training every point that fits once: {_price(whole)}, loading not counted.")
+        found.append(
+            f"Training every point that may fit once: {_price(whole)}, loading not counted."
+        )
     return found
 
 

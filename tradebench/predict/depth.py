@@ -89,8 +89,6 @@ def extend(
     """
     if len(kinds) < least(margin):
         raise StructureError(f"a record of {len(kinds)} layers cannot be extended")
-    if not record.placed:
-        raise StructureError("layers whose weights lie on the host are not told apart")
     items = _items(record, len(kinds))
     cases = _cases(kinds, margin)
     templates = _templates(record, items, cases)

@@ -84,8 +84,10 @@ class Library:
             short = shorten(kinds, margin)
             if len(short) == len(kinds):
                 return self._blended(trial, ends)
+            shallow = self._blended(shallower(trial, short), ends)
+            if not shallow.placed:
+                raise StructureError("layers whose weights lie on the host are not told apart")
             try:
-                shallow = self._blended(shallower(trial, short), ends)
                 return extend(shallow, short, kinds, margin)
             except StructureError as error:
                 found = error
