@@ -391,9 +391,9 @@ def test_the_summary_counts_every_point() -> None:
     assert skipped == "1 point skipped, with the reason in the report."
     assert failed == "1 point could not be predicted."
     assert cost == (
-        f"Training every point that may fit once: {taken:.3f} ({0.8 * taken:.4f}-{1.5 * taken:.3f}) "
-        f"GPU-hours, {2 * taken:.3f} ({1.6 * taken:.3f}-{3 * taken:.3f}) in money, loading not "
-        "counted."
+        "Training every point that may fit once: "
+        f"{taken:.3f} ({0.8 * taken:.4f}-{1.5 * taken:.3f}) GPU-hours, "
+        f"{2 * taken:.3f} ({1.6 * taken:.3f}-{3 * taken:.3f}) in money, loading not counted."
     )
 
 
