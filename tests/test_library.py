@@ -9,6 +9,7 @@ import pytest
 
 from tradebench.errors import UserError
 from tradebench.predict import library
+from tradebench.predict.depth import extend
 from tradebench.predict.library import Library, kinds_of, shallower
 from tradebench.predict.memory import Reached, perform_fake, reach
 from tradebench.predict.record import Record
@@ -148,12 +149,31 @@ def test_where_depth_does_not_hold_the_point_is_recorded_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(library, "extend", broken)
+    monkeypatch.setattr(library, "MARGINS", (1,))
     trial, shared = at(5, tiny_trial(FULL)), Library()
     record, _ = shared.record(trial)
 
     assert differences(record, recorded(trial)) == []
     assert (shared.composed, shared.recorded) == (0, 1)
     assert rehearsals[-1] == ("checkpointing 1", 5)
+
+
+def test_where_few_layers_will_not_do_more_are_tried(
+    tiny_trial: Make,
+    recorded: Recorded,
+    differences: Differences,
+    rehearsals: Rehearsals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def near(record: Record, kinds: Sequence[Any], deep: Sequence[Any], margin: int) -> Record:
+        return broken() if margin == 1 else extend(record, kinds, deep, margin)
+
+    monkeypatch.setattr(library, "extend", near)
+    trial, shared = at(7, tiny_trial(BF16)), Library()
+    record, _ = shared.record(trial)
+
+    assert differences(record, recorded(trial)) == []
+    assert rehearsals == [("bf16", 4), ("bf16", 6)]
 
 
 def test_where_a_straight_line_does_not_hold_the_point_is_recorded_itself(
