@@ -33,6 +33,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 BF16 = {"precision": {"method": "bf16"}}
 LORA = {"method": "lora", "rank": 4}
 NF4 = {"method": "nf4", "double": True}
+FULL = {"checkpointing": {"method": "full"}}
 
 
 # A program made up by hand.
@@ -395,7 +396,7 @@ def test_evaluations_and_uneven_batches_are_continued(
     settings = {
         "quantization": NF4,
         "adapters": {**LORA, "merge": True},
-        "checkpointing": {"method": "full"},
+        **FULL,
         "loss": {"method": "chunked", "tokens": 16},
     }
     trial = tiny_trial(settings, data={"file": tiny_data_path})
@@ -459,13 +460,29 @@ def test_drawn_combinations_are_continued_through_evaluations(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("degree", [3, 8, 64])
+@pytest.mark.parametrize("fields", [{}, {"reshard": False}, {"offload": True}], ids=str)
+@pytest.mark.parametrize("rest", [{}, {**BF16, "quantization": NF4, "adapters": LORA, **FULL}])
+def test_every_degree_of_sharding_is_continued(
+    degree: int,
+    fields: Mapping[str, Any],
+    rest: Settings,
+    tiny_trial: Make,
+    recorded: Recorded,
+    differences: Differences,
+) -> None:
+    settings = {**rest, "sharding": {"method": "fsdp2", "degree": degree, **fields}}
+    hold(at(7, tiny_trial(settings)), recorded, differences)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         {
             "quantization": NF4,
             "adapters": {"method": "lora", "rank": 16},
-            "checkpointing": {"method": "full"},
+            **FULL,
         },
         {"checkpointing": {"method": "full", "ratio": 0.5}},
     ],
