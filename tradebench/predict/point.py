@@ -101,6 +101,8 @@ def of_record(record: Record) -> tuple[dict[str, Measurement], dict[str, Any]]:
     found = phase_peaks(
         "peak_tensor_bytes", {name: peak_bytes(level, span) for name, span in phases.items()}
     )
+    if record.host_bytes:
+        found["peak_host_bytes"] = Measurement(value=record.host_bytes, unit="B")
     timeline: dict[str, Any] = {}
     if "train" in phases:
         highest = peak(record, level, phases["train"])

@@ -30,7 +30,7 @@ class Record:
     decoder layer that belongs, -1 where to none. Of each block, `sizes` has the bytes asked for,
     `categories` what it was for (an index into CATEGORIES), and `paths` the module it was made in
     (an index into `modules`). `placed` says whether layers are known throughout; they are not where
-    weights lie on the host, whose tensors are not recorded.
+    weights lie on the host, whose tensors are not recorded; `host_bytes` is the most they took.
     """
 
     events: Integers
@@ -42,6 +42,7 @@ class Record:
     operations: tuple[Operation, ...]
     marks: tuple[Mark, ...]
     placed: bool = True
+    host_bytes: int = 0
 
     @classmethod
     def of(cls, recorder: Recorder) -> Record:
@@ -60,6 +61,7 @@ class Record:
             operations=tuple(recorder.operations),
             marks=tuple(recorder.marks),
             placed=recorder.placed,
+            host_bytes=recorder.host_peak,
         )
 
 

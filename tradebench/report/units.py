@@ -18,6 +18,8 @@ TITLES = {
     "peak_allocated_bytes": "Peak allocated memory",
     "peak_reserved_bytes": "Peak reserved memory",
     "peak_process_bytes": "Peak process memory",
+    "peak_host_bytes": "Peak offloaded to the host",
+    "smallest_capacity_bytes": "Smallest capacity that fits",
     "step_seconds": "Step time",
     "load_seconds": "Load time",
     "tokens_per_second": "Throughput",

@@ -63,11 +63,17 @@ class Int8(Technique):
                 threshold=OUTLIER_THRESHOLD,
                 device="meta",
             )
-            # As on the way from the CPU to the device, without the way.
-            rows, scales, _ = int8_vectorwise_quant(linear.weight.data.to(torch.float16))
-            packed.weight = Int8Params(
-                rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales
-            )
+            if request.drawn_late:
+                # As on the way from the CPU to the device, without the way.
+                rows, scales, _ = int8_vectorwise_quant(linear.weight.data.to(torch.float16))
+                packed.weight = Int8Params(
+                    rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales
+                )
+            else:
+                # Quantization happens on the way from the CPU to the device.
+                packed.weight = Int8Params(
+                    linear.weight.data.to("cpu"), requires_grad=False, has_fp16_weights=False
+                ).to(request.device)
             packed.bias = linear.bias
             return packed  # type: ignore[no-any-return]  # bitsandbytes is untyped
 
