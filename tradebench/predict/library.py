@@ -98,11 +98,13 @@ class Library:
         for knob, (low, high) in ends.items():
             rest = {other: range_ for other, range_ in ends.items() if other != knob}
             value = knobs(trial)[knob]
-            if value not in (low, high):
-                lowest, highest = (
-                    self._blended(turned(trial, knob, end), rest) for end in (low, high)
-                )
+            if value in (low, high):
+                continue
+            lowest, highest = (self._blended(turned(trial, knob, end), rest) for end in (low, high))
+            try:
                 return blend(lowest, highest, Fraction(value - low, high - low))
+            except StructureError:
+                continue  # a share of so few rows, say, is not affine in them
         return self._recorded(trial)
 
     def _recorded(self, trial: Trial) -> Record:
