@@ -172,4 +172,4 @@ def on_device(
             unit="B",
             interval=(min(usage.reserved, least) + outside.low, usage.reserved + outside.high),
         )
-    return found, list(taken.unverified)
+    return found, [f"no GPU run has checked this buffer: {each}" for each in taken.unverified]
