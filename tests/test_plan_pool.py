@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tradebench.plan import pool
@@ -178,3 +183,40 @@ def test_the_programs_that_are_asked_exist() -> None:
     assert names == {
         f"{module.__name__}:{module.predict.__name__}" for module in (point, reading, past)
     }
+
+
+def test_no_process_outlives_the_one_that_asks(program: Program, journal: Path) -> None:
+    name = program("import time; time.sleep(600)")
+    asking = (
+        "from tradebench.plan.pool import predict\n"
+        "from tradebench.target import Target\n"
+        "from tradebench.trial import Trial\n"
+        f"trial = Trial.from_payload({lora(4).payload()!r})\n"
+        "if __name__ == '__main__':\n"
+        f"    list(predict([trial], Target(), processes=1, program={name!r}))\n"
+    )
+    script = journal.with_name("asking.py")
+    script.write_text(asking)
+    environment = {**os.environ, "PYTHONPATH": str(journal.parent)}
+    with subprocess.Popen([sys.executable, str(script)], env=environment) as asked_by:
+        worker = int(_within(60, lambda: journal.exists() and journal.read_text()).split()[0])
+        asked_by.kill()
+
+    _within(10, lambda: not psutil.pid_exists(worker) or _is_dead(worker))
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _within(seconds: float, happened: Callable[[], Any]) -> Any:
+    """What becomes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := happened():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")

@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from tradebench.knobs import family, knobs
+from tradebench.runner.process import die_with_parent
 from tradebench.target import Target
 from tradebench.trial import Trial
 
@@ -60,7 +61,7 @@ def _ask(
 ) -> Iterator[tuple[Sequence[Trial], list[Prediction] | None]]:
     """Every family with its answers; None where the process died over it or beside it."""
     context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _prepare, (VARIABLES,)) as pool:
+    with ProcessPoolExecutor(processes, context, _prepare, (VARIABLES, os.getpid())) as pool:
         running: dict[Future[list[Prediction]], Sequence[Trial]] = {
             pool.submit(
                 _call, program, [trial.payload() for trial in group], target.model_dump()
@@ -84,8 +85,12 @@ def _again(group: Sequence[Trial], target: Target, program: str) -> list[Predict
     return [answer for trial in group for answer in _again([trial], target, program)]
 
 
-def _prepare(variables: Mapping[str, str]) -> None:
-    """Make a process quiet, single-threaded and offline before it imports anything heavy."""
+def _prepare(variables: Mapping[str, str], parent: int) -> None:
+    """Make a process quiet, single-threaded and offline before it imports anything heavy.
+
+    It lives no longer than whoever asks it, however that one ends.
+    """
+    die_with_parent(parent)
     os.environ.update(variables)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
