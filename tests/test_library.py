@@ -186,7 +186,25 @@ def test_where_a_straight_line_does_not_hold_the_point_is_recorded_itself(
     record, _ = shared.record(trials[1])
 
     assert differences(record, recorded(trials[1])) == []
-    assert (shared.composed, shared.recorded) == (0, 1)
+    assert trials[1].id in shared._records
+
+
+def test_a_value_that_is_recorded_itself_serves_the_next(
+    tiny_trial: Make, recorded: Recorded, differences: Differences
+) -> None:
+    """Shares of eight processes have one row of a rank of 4, and so many more of the others."""
+
+    def sharded(rank: int) -> Trial:
+        adapters = {"method": "lora", "rank": rank}
+        sharding = {"method": "fsdp2", "degree": 8}
+        return at(4, tiny_trial({"adapters": adapters, "sharding": sharding}))
+
+    trials = [sharded(rank) for rank in (4, 16, 32, 64)]
+    shared = Library(trials)
+    records = [shared.record(trial)[0] for trial in trials]
+
+    assert [trial.id in shared._records for trial in trials] == [True, True, False, True]
+    assert differences(records[2], recorded(trials[2])) == []
 
 
 def test_what_a_point_needs_is_read_once(tiny_trial: Make, monkeypatch: pytest.MonkeyPatch) -> None:

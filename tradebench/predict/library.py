@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import combinations
 from typing import Literal
 
 from tradebench.knobs import Knob, family, knobs, turned
@@ -47,6 +48,8 @@ class Library:
         self._records: dict[str, Record] = {}
         self._reached = {} if reached is None else reached
         self._values: dict[str, set[int]] = {}
+        # The values of a knob that are recorded themselves, by what else such trials share.
+        self._anchors: dict[str, list[int]] = {}
         for trial in trials:
             for knob, value in knobs(trial).items():
                 self._values.setdefault(family(trial, knob), set()).add(value)
@@ -94,17 +97,23 @@ class Library:
         raise found or StructureError("no margin was tried")
 
     def _blended(self, trial: Trial, ends: Ends) -> Record:
-        """A trial's record, between those at the ends of a knob that has many values."""
-        for knob, (low, high) in ends.items():
-            rest = {other: range_ for other, range_ in ends.items() if other != knob}
+        """A trial's record, between two others where a knob has many values."""
+        for knob, range_ in ends.items():
+            rest = {other: values for other, values in ends.items() if other != knob}
             value = knobs(trial)[knob]
-            if value in (low, high):
+            anchors = self._anchors.setdefault(family(trial, knob), list(range_))
+            if value in anchors:
                 continue
-            lowest, highest = (self._blended(turned(trial, knob, end), rest) for end in (low, high))
-            try:
-                return blend(lowest, highest, Fraction(value - low, high - low))
-            except StructureError:
-                continue  # a share of so few rows, say, is not affine in them
+            for low, high in combinations(anchors, 2):
+                try:
+                    return blend(
+                        self._blended(turned(trial, knob, low), rest),
+                        self._blended(turned(trial, knob, high), rest),
+                        Fraction(value - low, high - low),
+                    )
+                except StructureError:
+                    continue  # a share of so few rows, say, is not affine in them
+            anchors.append(value)
         return self._recorded(trial)
 
     def _recorded(self, trial: Trial) -> Record:
