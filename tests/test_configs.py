@@ -122,8 +122,11 @@ def bytes_of(outcome: Outcome) -> dict[str, int]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"adapters": {"method": "lora", "rank": 4}, "checkpointing": {"method": "full"}},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param(
+            {"adapters": {"method": "lora", "rank": 4}, "checkpointing": {"method": "full"}},
+            marks=pytest.mark.slow,
+        ),
         {
             "precision": {"method": "bf16"},
             "quantization": {"method": "nf4", "double": True},

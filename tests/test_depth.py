@@ -403,6 +403,7 @@ def test_evaluations_and_uneven_batches_are_continued(
     hold(judged(at(5, trial)), recorded, differences)
 
 
+@pytest.mark.slow
 def test_random_weights_are_continued(
     tiny_trial: Make, recorded: Recorded, differences: Differences
 ) -> None:
