@@ -56,7 +56,7 @@ def perform_fake(
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Take a trial through its rehearsal without weights, as on this device, telling `meter`."""
-    request = plan_loading(trial, "cpu")
+    request = replace(plan_loading(trial, "cpu"), calibration=materials.request.calibration)
     loader = _loader(trial, request)
     with fake_world(device, trial.ranks):
         rehearse(

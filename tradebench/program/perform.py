@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, repeat
 from typing import TYPE_CHECKING
 
@@ -79,10 +80,12 @@ def gather(trial: Trial, device: str, tokenizer: PreTrainedTokenizerBase | None)
 
         evaluator = Evaluator(trial.evaluate, tokenizer, longest_input(trial.model))
     padding = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    examples = data.load_examples(trial.budget, tokenizer, vocabulary(trial.model))
+    calibration = partial(data.batches, examples, trial.budget, padding, trial.budget.seed, device)
     return Materials(
         device=device,
-        request=plan_loading(trial, device),
-        examples=data.load_examples(trial.budget, tokenizer, vocabulary(trial.model)),
+        request=replace(plan_loading(trial, device), calibration=calibration),
+        examples=examples,
         padding=padding,
         evaluator=evaluator,
     )

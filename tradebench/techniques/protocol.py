@@ -53,6 +53,8 @@ class LoadRequest:
     `dense_first` says that a technique before quantization needs dense weights, so nothing may be
     quantized while loading. `drawn_late` says that random weights of the decoder's linear layers
     are drawn one by one, as quantization asks for them, so that they never exist all at once.
+    `calibration` starts a stream of training batches, the same one each time, for techniques that
+    look at activations before they change weights.
     """
 
     device: str
@@ -61,6 +63,7 @@ class LoadRequest:
     dense_first: bool = False
     drawn_late: bool = False
     quantization: QuantizationConfigMixin | None = None
+    calibration: Callable[[], Iterator[Batch]] = lambda: iter(())
 
 
 class Optimizer(Protocol):
