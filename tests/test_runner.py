@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -464,6 +464,15 @@ def test_the_kernels_memory_kills_are_counted(tmp_path: Path) -> None:
     assert process.out_of_memory_kills(tmp_path / "nowhere") >= 0
 
 
+@pytest.fixture
+def attended() -> Iterator[None]:
+    """Ctrl-C as Python has it: a shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("attended")
 def test_the_second_ctrl_c_is_an_exception() -> None:
     with first_interruption() as interrupted:
         os.kill(os.getpid(), signal.SIGINT)
