@@ -269,6 +269,7 @@ def test_scales_of_4_bit_weights_are_not_sharded(tiny_trial: Make) -> None:
     assert weights(1) - weights(2) == saved_of_packed + saved_of_dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("others", "degrees"),
     [
@@ -347,6 +348,7 @@ def test_quantizing_random_weights_leaves_a_share_of_each(tiny_trial: Make) -> N
     assert weights(1) - weights(2) >= 4 * packed // 2 - packed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reshard", [True, False], ids=["zero3", "zero2"])
 @pytest.mark.parametrize("others", [{}, {**NF4, **LORA}], ids=["full", "nf4"])
 def test_few_layers_tell_of_many(others: Settings, reshard: bool, tiny_trial: Make) -> None:

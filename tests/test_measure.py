@@ -124,6 +124,7 @@ def test_an_outcome_is_plain_json(tmp_path: Path) -> None:
     assert {type(found["value"]) for found in measured.values()} == {int, float}
 
 
+@pytest.mark.slow
 def test_trials_that_share_a_compressed_model_share_its_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def test_trials_that_share_a_compressed_model_share_its_evaluation(
     assert second.artifacts["items_after"] != first.artifacts["items_after"]
 
 
+@pytest.mark.slow
 def test_repeats_train_with_seeds_of_their_own(tiny_trial: Make, tmp_path: Path) -> None:
     def losses(trial: Trial, repeat: int) -> Any:
         return run(trial, tmp_path, repeat).measurements["train_loss"].samples

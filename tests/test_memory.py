@@ -151,6 +151,7 @@ def test_categories_add_up_to_the_peak(settings: dict[str, Any], tiny_trial: Mak
 
 
 @every_point
+@pytest.mark.slow
 def test_the_tracker_agrees_with_torchs_profiler(
     settings: dict[str, Any], tiny_trial: Make
 ) -> None:
@@ -278,6 +279,7 @@ def test_the_weights_are_seen_while_they_are_loaded(tiny_trial: Make) -> None:
     assert 4 * PARAMETERS <= found["peak_tensor_bytes.load"] <= 4 * PARAMETERS + 4096
 
 
+@pytest.mark.slow
 def test_memory_falls_with_every_layer_recomputed(tiny_trial: Make) -> None:
     peaks = [
         rehearsed(tiny_trial({"checkpointing": {"ratio": ratio, "method": "full"}}, sequence=96))
@@ -289,6 +291,7 @@ def test_memory_falls_with_every_layer_recomputed(tiny_trial: Make) -> None:
     assert activations[-1] < activations[1] < activations[0]
 
 
+@pytest.mark.slow
 def test_weights_fall_with_their_bits(tiny_trial: Make) -> None:
     weights = [
         rehearsed(tiny_trial({**settings, "adapters": LORA}))["peak_weights_bytes"]

@@ -34,6 +34,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_works_in_the_order_it_is_shown(checkout: Path) -> None:
     assert COMMANDS
     for line in COMMANDS:
