@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+from tradebench.predict.memory import perform_fake, reach
 from tradebench.program.loop import surrounding
-from tradebench.result import digest
+from tradebench.program.perform import Materials
+from tradebench.result import Outcome, digest
 from tradebench.techniques import techniques
 from tradebench.trial import Model, Trial
+from tradebench.worlds.meters import MemoryMeter
 
 Make = Callable[..., Trial]
 Run = Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]
@@ -182,6 +185,31 @@ def test_a_legal_combination_trains_and_proves_itself(
     settings: Point, tiny_trial: Make, run_trial: Run
 ) -> None:
     prove(settings, tiny_trial, run_trial)
+
+
+def large(settings: Point) -> Trial:
+    """Two steps on one layer as wide as those of Llama 3.3 70B."""
+    shape = {"name": "llama-3.3-70b", "config": "llama-3.3-70b", "weights": "random", "layers": 1}
+    budget = {"steps": 2, "warmup": 0, "batch": 1, "sequence": 64, "data": "random"}
+    return Trial.from_payload(
+        {"model": shape, "budget": budget, "evaluate": {}, "settings": settings}
+    )
+
+
+@pytest.fixture(scope="module")
+def materials() -> Materials:
+    """What all of these trials share."""
+    return reach(large({})).materials
+
+
+@pytest.mark.parametrize("settings", LEGAL_PAIRS, ids=name)
+@pytest.mark.usefixtures("quick_collections")
+def test_every_legal_pair_trains_in_the_fake_world(settings: Point, materials: Materials) -> None:
+    meter = MemoryMeter("cpu", fake=True)
+    perform_fake(large(settings), materials, meter, Outcome())
+
+    assert meter.parts.keys() == {"forward", "backward", "optimizer"}
+    assert max(meter.parts.values()) == meter.peaks["train"]
 
 
 @pytest.mark.slow
