@@ -10,10 +10,10 @@ import torch
 
 from tradebench import configs
 from tradebench.devices import Format
+from tradebench.devices.calibration import Calibration
 from tradebench.errors import UserError
 from tradebench.predict import calibrate as module
 from tradebench.predict.calibrate import LLAMA_70B, REHEARSAL, calibrate
-from tradebench.predict.calibration import Calibration
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tradebench.errors import UserError
-from tradebench.predict.calibration import (
+from tradebench.devices.calibration import (
     ALIKE,
     BETWEEN,
     BEYOND,
@@ -22,7 +21,8 @@ from tradebench.predict.calibration import (
     Sized,
     load,
 )
-from tradebench.predict.interval import Interval
+from tradebench.errors import UserError
+from tradebench.interval import Interval
 from tradebench.result import Environment
 
 N, K = 1024, 512
@@ -100,8 +100,8 @@ def test_a_calibration_comes_back_from_its_file_as_it_was(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("{", "is no calibration: the file: Invalid JSON"),
-        ("{}", "is no calibration: device: Field required"),
+        ("{", "holds no calibration: the file: Invalid JSON"),
+        ("{}", "holds no calibration: device: Field required"),
         ('{"device": "x", "kernel_seconds": 0, "call_seconds": 1}', "kernel_seconds: Input should"),
         (
             '{"schema": "other/1", "device": "x", "kernel_seconds": 1, "call_seconds": 1}',

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradebench.devices import DEVICES, Device, find
+from tradebench.interval import NOTHING
 from tradebench.predict.collectives import KINDS, Collective, Kind, collective, seconds
-from tradebench.predict.interval import NOTHING
 from tradebench.predict.operations import Operation, Spec
 
 GIB = 2**30

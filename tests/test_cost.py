@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradebench.devices import DEVICES, Device, find
-from tradebench.predict.calibration import Calibration, Product, Sized
+from tradebench.devices.calibration import Calibration, Product, Sized
+from tradebench.interval import NOTHING
 from tradebench.predict.cost import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,
@@ -16,7 +17,6 @@ from tradebench.predict.cost import (
     cost,
     seconds,
 )
-from tradebench.predict.interval import NOTHING
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.traffic import traffic
 

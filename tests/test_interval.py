@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tradebench.predict.interval import Interval, exactly
+from tradebench.interval import Interval, exactly
 
 numbers = st.floats(min_value=0.01, max_value=1e6)
 intervals = st.tuples(numbers, numbers, numbers).map(lambda ends: Interval(*sorted(ends)))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradebench.devices import DEVICES
+from tradebench.devices.overheads import MIB, Overheads, Part, load, overhead
 from tradebench.errors import UserError
-from tradebench.predict.overheads import MIB, Overheads, Part, load, overhead
 
 READINGS = {
     "schema": "tradebench.overheads/1",
@@ -41,7 +41,7 @@ def test_an_interval_is_the_sum_of_its_parts_and_every_part_has_a_source(
     for end in ("low", "typical", "high"):
         assert getattr(found, end) == sum(getattr(part, end) for part in found.parts)
     assert all(len(part.source) > 20 for part in found.parts)
-    assert not found.calibrated
+    assert found.assumed == tuple(part.name for part in found.parts)
 
 
 @pytest.mark.parametrize(("architecture", "reading"), [("sm_86", 256 * MIB), ("sm_80", 616 * MIB)])
@@ -92,16 +92,16 @@ def test_readings_take_the_place_of_what_was_assumed(measured: Overheads) -> Non
     found = overhead("sm_90", measured=measured)
 
     assert (found.low, found.typical, found.high) == (708 * MIB, 710 * MIB, 712 * MIB)
-    assert found.calibrated
+    assert found.assumed == ()
     assert "NVIDIA H100" in found.parts[0].source
 
 
 def test_readings_of_communicators_hold_for_their_number_of_ranks(measured: Overheads) -> None:
     eight, four = (overhead("sm_90", ranks=ranks, measured=measured) for ranks in (8, 4))
 
-    assert eight.calibrated
+    assert eight.assumed == ()
     assert eight.typical == (520 + 190 + 905) * MIB
-    assert not four.calibrated
+    assert four.assumed == ("communicator", "multicast")
     assert four.parts[2:] == overhead("sm_90", ranks=4).parts[2:]
 
 

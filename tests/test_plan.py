@@ -33,6 +33,7 @@ from tradebench.plan.table import (
     rows,
     summary,
 )
+from tradebench.plan.watcher import Watcher
 from tradebench.result import PHASES, Fit, Measurement, Result, Verdict
 from tradebench.target import Target
 from tradebench.techniques.checkpointing import Checkpointing
@@ -289,7 +290,7 @@ def test_a_suite_takes_all_steps_of_every_point_that_may_fit() -> None:
         point(RECOMPUTED, needs=20),
         point(NF4, status="skipped", measurements={}, fit=None),
     ]
-    found = of_suite(results, 3.0)
+    found = of_suite(results, 3.0, {})
 
     assert found is not None
     for price, value in ((found.hours, 3.0), (found.gpu_hours, 3.0), (found.money, 9.0)):
@@ -301,7 +302,7 @@ def test_a_suite_takes_all_steps_of_every_point_that_may_fit() -> None:
 
 def test_every_gpu_of_a_point_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpointing, "ranks", 8)
-    found = of_suite([point({}, takes=36), point(RECOMPUTED, takes=36)], 1.0)
+    found = of_suite([point({}, takes=36), point(RECOMPUTED, takes=36)], 1.0, {})
 
     assert found is not None
     assert (found.hours.value, found.gpu_hours.value) == (2.0, 9.0)
@@ -309,7 +310,7 @@ def test_every_gpu_of_a_point_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_suite_of_unknown_speed_has_no_price() -> None:
-    assert of_suite([point({}, needs=40)], 3.0) is None
+    assert of_suite([point({}, needs=40)], 3.0, {}) is None
     assert step(point({}, needs=40)) is None
 
 
@@ -393,7 +394,8 @@ def test_the_summary_counts_every_point() -> None:
     assert cost == (
         "Training every point that may fit once: "
         f"{taken:.3f} ({0.8 * taken:.4f}-{1.5 * taken:.3f}) GPU-hours, "
-        f"{2 * taken:.3f} ({1.6 * taken:.3f}-{3 * taken:.3f}) in money, loading not counted."
+        f"{2 * taken:.3f} ({1.6 * taken:.3f}-{3 * taken:.3f}) in money, loading and "
+        "evaluation not counted."
     )
 
 
@@ -477,16 +479,16 @@ def test_a_budget_is_exceeded_where_it_may_be() -> None:
     """A step of 36 seconds makes an hour, and perhaps an hour and a half."""
     results = [point({}, takes=36)]
 
-    assert over_budget(results, 1.5) is None
-    assert over_budget(results, 1.4) == (
+    assert over_budget(results, 1.5, {}) is None
+    assert over_budget(results, 1.4, {}) == (
         "the suite takes 1.00 (0.800-1.50) GPU-hours, more than the budget of 1.40: leave points "
-        "out, or take fewer steps"
+        "out, or take fewer steps or repeats"
     )
 
 
 def test_no_budget_and_no_time_exceed_nothing() -> None:
-    assert over_budget([point({}, takes=36)], None) is None
-    assert over_budget([point({}, needs=30)], 0.0) is None
+    assert over_budget([point({}, takes=36)], None, {}) is None
+    assert over_budget([point({}, needs=30)], 0.0, {}) is None
 
 
 # Making a plan.
@@ -503,19 +505,41 @@ def prediction(gib: float, **more: Any) -> dict[str, Any]:
     }
 
 
+UNKNOWN = {"status": "failed", "reason": "Nobody knows."}
+
+
 class Oracle:
-    """Stands for the pool: answers by label, last trial first, and remembers who asked."""
+    """Stands for the pool: answers by label, last trial first, and remembers who asked.
+
+    Of points that it has no answer for it remembers apart that they were asked for.
+    """
 
     def __init__(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
         self.answers = answers
         self.asked: list[str] = []
+        self.beyond: list[str] = []
 
     def __call__(
         self, trials: Iterable[Trial], target: Target, **options: Any
     ) -> Iterator[tuple[Trial, Mapping[str, Any]]]:
         for trial in reversed(list(trials)):
-            self.asked.append(trial.label)
-            yield trial, self.answers[trial.label]
+            known = trial.label in self.answers
+            (self.asked if known else self.beyond).append(trial.label)
+            yield trial, self.answers.get(trial.label, UNKNOWN)
+
+
+class Told(Watcher):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.of: list[str] = []
+        self.more = 0
+
+    def expect(self, more: int) -> None:
+        self.more += more
+
+    def predicted(self, label: str) -> None:
+        self.of.append(label)
 
 
 TRIALS = [trial_of(settings) for settings in (BF16, NF4, {**NF4, **LORA}, RECOMPUTED)]
@@ -599,23 +623,22 @@ def test_points_that_need_more_gpus_than_there_are_are_skipped(
 
 
 def test_each_prediction_is_told_of_once(oracle: Oracle) -> None:
-    told: list[str] = []
-    plan.make("small", TRIALS, TARGET, H100, watch=lambda trial: told.append(trial.label))
+    told = Told()
+    plan.make("small", TRIALS, TARGET, H100, watch=told)
 
-    assert told == oracle.asked
+    assert told.of == [*oracle.asked, *oracle.beyond]
+    assert told.more == len(oracle.beyond) > 0
 
 
 def test_what_is_known_is_not_asked_again_and_failures_are(oracle: Oracle) -> None:
-    told: list[str] = []
+    told = Told()
     first = plan.make("small", TRIALS, TARGET, H100, cache=Cache())
     oracle.asked.clear()
-    again = plan.make(
-        "small", TRIALS, TARGET, H100, cache=Cache(), watch=lambda trial: told.append(trial.label)
-    )
+    again = plan.make("small", TRIALS, TARGET, H100, cache=Cache(), watch=told)
 
     assert (first.known, again.known) == (0, 2)
     assert oracle.asked == ["checkpointing 1"]
-    assert sorted(told) == ["bf16", "checkpointing 1", "nf4 + lora r4"]
+    assert sorted(set(told.of) - set(oracle.beyond)) == ["bf16", "checkpointing 1", "nf4 + lora r4"]
     assert again.results == first.results
     assert again.timelines == first.timelines
 

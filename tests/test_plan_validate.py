@@ -9,6 +9,7 @@ import pytest
 
 from tradebench.plan import validate
 from tradebench.plan.validate import PROGRAMS, STAND_IN, predictions
+from tradebench.plan.watcher import Watcher
 from tradebench.published import Expressed, expressed
 from tradebench.published.comparison import Prediction
 from tradebench.target import Target
@@ -83,8 +84,10 @@ def test_a_trial_is_asked_for_once_on_each_device_with_the_libraries_of_its_sour
 
 def test_somebody_hears_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
+    listener = Watcher()
+    monkeypatch.setattr(listener, "predicted", heard.append)
     monkeypatch.setattr(validate, "predict", Pool(measured()))
-    predictions(processes=3, watch=heard.append)
+    predictions(processes=3, watch=listener)
 
     assert sorted(heard) == sorted(row.row.id for row in ROWS)
 

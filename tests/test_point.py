@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from tradebench.devices.calibration import Calibration
+from tradebench.devices.overheads import overhead
 from tradebench.predict import point
-from tradebench.predict.calibration import Calibration
 from tradebench.predict.library import Library
 from tradebench.predict.memory import predict_memory
-from tradebench.predict.overheads import overhead
 from tradebench.predict.point import answers, predict, predict_point
 from tradebench.result import CATEGORIES, Measurement
 from tradebench.target import Target

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradebench.devices import find
+from tradebench.devices.calibration import Calibration
 from tradebench.errors import UserError
 from tradebench.predict import collectives
-from tradebench.predict.calibration import Calibration
 from tradebench.predict.cost import CALL_SECONDS, cost
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.schedule import Piece, Segment, Step, finish, step_seconds

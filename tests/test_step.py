@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradebench.devices import find
+from tradebench.devices.calibration import Calibration
 from tradebench.errors import UserError
-from tradebench.predict.calibration import Calibration
 from tradebench.predict.cost import CALL_SECONDS
 from tradebench.predict.figures import spans
 from tradebench.predict.flops import flops

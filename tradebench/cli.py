@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +18,8 @@ from tradebench import __version__
 from tradebench.errors import UserError
 
 if TYPE_CHECKING:
+    from tradebench.published.comparison import Prediction
     from tradebench.result import Result
-    from tradebench.runner.observer import Summary
     from tradebench.store import Run
     from tradebench.suite import Suite
 
@@ -30,7 +29,6 @@ INTERRUPTED = 130
 REPORTED_STEPS = 100  # steps of a build between two lines of progress
 WIDE = 120  # columns of a terminal that has room for sources
 UNEXPECTED = frozenset({"failed", "timeout", "killed"})
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 app = typer.Typer(
     help="What each memory-saving way of fine-tuning a language model really costs.",
@@ -135,6 +133,12 @@ def run(
             help="leave out what is predicted not to fit on this machine's GPU",
         ),
     ] = True,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict/--no-predict", help="put a prediction and its error beside every measurement"
+        ),
+    ] = True,
     dry_run: Annotated[bool, typer.Option(help="list the points and stop")] = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -143,7 +147,7 @@ def run(
     Points that are finished are not run again. Ends with 0 when every point was measured or ended
     as a finding (oom, diverged, skipped), and with 5 when a trial failed unexpectedly.
     """
-    from tradebench import report, store
+    from tradebench import report
     from tradebench.suite import Suite
 
     loaded = Suite.load(suite)
@@ -151,24 +155,31 @@ def run(
     if dry_run:
         _print_points(loaded, form)
         return
-    header = _header(loaded)
-    newest = store.latest(out, loaded.name) if resume else None
-    directory = newest or store.create_run(out, loaded.name, header)
-    summary = _sweep(
+    from tradebench.commands import sweep
+    from tradebench.runner.options import Options
+
+    finished, summary = sweep.sweep(
         loaded,
-        directory,
-        header,
-        _foresee(loaded, directory, skip_unfit=skip_unfit),
-        {"isolation": isolation.value, "memory_cap": cap, "threads": threads},
-        [status.value for status in retry or []],
+        out,
+        Options(
+            isolation=isolation.value,
+            memory_cap=cap,
+            threads=threads,
+            timeout=loaded.timeout,
+            retry=frozenset(status.value for status in retry or ()),
+            variables=sweep.variables(loaded),
+        ),
+        resume=resume,
+        foresight=sweep.Foresight(predict=predict, skip_unfit=skip_unfit),
+        note=lambda text: typer.echo(text, err=True),
     )
-    finished = store.load(directory)
+    folder = finished.directory / "report"
     if finished.results:
-        report.write(finished, directory / "report")
+        report.write(finished, folder)
     if form is Format.JSON:
-        _print_json("run", {"run": str(directory), "results": _results(finished.results)})
+        _print_json("run", {"run": str(finished.directory), "results": _results(finished.results)})
     else:
-        _print_summary(finished, directory / "report")
+        _print_summary(finished, folder)
     if summary.interrupted:
         raise typer.Exit(INTERRUPTED)
     if any(result.status in UNEXPECTED for result in summary.results):
@@ -182,93 +193,6 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise UserError(f"--memory-cap: {error}") from None
-
-
-def _header(suite: Suite) -> dict[str, Any]:
-    """What a run says about the suite that it came from."""
-    from tradebench import environment
-
-    return {
-        "question": suite.question,
-        "suite_text": suite.text,
-        "objectives": list(suite.objectives),
-        "limits": dict(suite.limits),
-        "argv": [environment.scrub(word) for word in ("tradebench", *sys.argv[1:])],
-        "environment": environment.capture().model_dump(mode="json"),
-    }
-
-
-def _sweep(
-    suite: Suite,
-    directory: Path,
-    header: Mapping[str, Any],
-    unfit: Mapping[str, str],
-    settings: Mapping[str, Any],
-    retry: Sequence[str],
-) -> Summary:
-    from tradebench.runner.options import Options
-    from tradebench.runner.progress import Progress
-    from tradebench.runner.refusal import refuse
-    from tradebench.runner.supervisor import run as supervise
-
-    options = Options(
-        **settings,
-        timeout=suite.timeout,
-        retry=frozenset(retry),  # type: ignore[arg-type]  # typer has checked the words
-        variables=OFFLINE if _is_offline(suite) else {},
-    )
-    with Progress() as progress:
-        return supervise(
-            suite.trials(),
-            directory=directory,
-            suite=suite.name,
-            repeats=suite.repeats_of,
-            header=header,
-            options=options,
-            observer=progress,
-            refuse=lambda trial: refuse(trial) or ((unfit[trial.id],) if trial.id in unfit else ()),
-        )
-
-
-def _foresee(suite: Suite, directory: Path, *, skip_unfit: bool) -> dict[str, str]:
-    """Predict every point for this machine's GPU, beside which its measurements will stand.
-
-    Returns what will not fit, by trial with the reason; nothing on a machine without a GPU, where
-    the rehearsal measures what would be predicted.
-    """
-    from tradebench import devices, environment
-    from tradebench.plan.cache import Cache
-    from tradebench.plan.plan import keep, make, unfit
-    from tradebench.target import Target
-
-    name = environment.gpu()
-    device = devices.named(name) if name is not None else None
-    if device is None:
-        if name is not None:
-            typer.echo(f"{name} is not in the catalogue: nothing is predicted for it", err=True)
-        return {}
-    trials = suite.trials()
-    with _predicting(sum(not trial.conflicts() for trial in trials)) as watch:
-        made = make(
-            suite.name,
-            trials,
-            Target(device=device.id),
-            device,
-            cache=Cache(),
-            watch=lambda trial: watch(trial.label),
-        )
-    keep(made, directory)
-    return unfit(made) if skip_unfit else {}
-
-
-def _is_offline(suite: Suite) -> bool:
-    """Whether nothing that the suite names lies on the Hub: then the Hub is not asked at all."""
-    from tradebench import reference
-    from tradebench.trial import HubData
-
-    local = suite.model.weights == "random" or suite.model.name == "reference"
-    tasks = set(suite.evaluate.tasks) <= set(reference.TASK_NAMES)
-    return local and tasks and not isinstance(suite.budget.data, HubData)
 
 
 def _print_points(suite: Suite, form: Format) -> None:
@@ -346,6 +270,14 @@ def plan(
         Path | None,
         typer.Option(help="a device's measured efficiencies", exists=True, dir_okay=False),
     ] = None,
+    overheads: Annotated[
+        Path | None,
+        typer.Option(
+            help="what processes were seen to hold on it beside their tensors",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     validate: Annotated[
         bool, typer.Option(help="hold predictions against published measurements instead")
     ] = False,
@@ -360,48 +292,30 @@ def plan(
 
     Needs no weights, no GPU and no network. Every number is a prediction and says so. With
     --validate no suite is needed: what others have measured and published is predicted, and both
-    are printed side by side as Markdown.
+    are printed side by side as Markdown. Ends with 0, with 1 where --require-fit or --budget is not
+    met, and otherwise with 5 when a point could not be predicted.
     """
+    from tradebench.commands import planning
+
     if validate:
-        _validate(processes, form)
+        directory, predictions = planning.hold_against_published(out, processes=processes)
+        _print_validation(directory, predictions, form)
         return
     if suite is None:
         raise UserError("name a suite file to plan, or ask for --validate")
-    from tradebench import devices, report, store
     from tradebench.plan import table
-    from tradebench.plan.cache import Cache
-    from tradebench.plan.plan import keep, make
     from tradebench.suite import Suite
-    from tradebench.target import Target
 
     loaded = Suite.load(suite)
-    device = None if gpu == "none" else devices.find(gpu)
-    if require_fit and device is None:
+    aim = planning.aim(gpu, calibration, overheads)
+    if require_fit and aim.device is None:
         raise UserError("--require-fit needs a device to fit on: name it with --gpu")
-    question = table.Question(tokens=_tokens(tokens), price=price)
-    trials = loaded.trials()
-    with _predicting(sum(not trial.conflicts() for trial in trials)) as watch:
-        made = make(
-            loaded.name,
-            trials,
-            Target(
-                device=device.id if device else None,
-                calibration=str(calibration) if calibration else None,
-            ),
-            device,
-            gpus=gpus,
-            cache=None if fresh else Cache(),
-            processes=processes,
-            watch=lambda trial: watch(trial.label),
-        )
-    header = _header(loaded)
-    if device is not None:
-        # What a device has is a requirement like any other, and is drawn like one.
-        header["limits"] = {**header["limits"], "peak_process_bytes": device.reported_bytes[0]}
-    directory = store.create_run(out, f"{loaded.name}.plan", header)
-    keep(made, directory)
-    finished = store.load(directory)
-    report.write(finished, directory / "report")
+    question = table.Question(
+        tokens=_tokens(tokens),
+        price=price,
+        repeats={trial.id: loaded.repeats_of(trial) for trial in loaded.trials()},
+    )
+    directory, made = planning.plan(loaded, aim, out, gpus=gpus, fresh=fresh, processes=processes)
     match form:
         case Format.JSON:
             _print_json("plan", {"run": str(directory), "results": _results(made.results)})
@@ -413,35 +327,32 @@ def plan(
             console = Console()
             console.print(table.draw(made.results, question, console.width))
             console.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)
-    fits = [result.fit for result in made.results if result.status != "skipped"]
-    over = table.over_budget(made.results, budget)
+    over = table.over_budget(made.results, budget, question.repeats)
     if over is not None:
         typer.echo(over, err=True)
-    # A point that could not be predicted is not known to fit.
-    unfit = any(fit is None or fit.verdict != "fits" for fit in fits)
-    if over is not None or (require_fit and unfit):
+    if over is not None or (require_fit and not table.all_fit(made.results)):
         raise typer.Exit(NOT_MET)
+    if any(result.status in UNEXPECTED for result in made.results):
+        raise typer.Exit(FAILED)
 
 
-def _validate(processes: int | None, form: Format) -> None:
-    """Predict what others have published, and print both."""
+def _print_validation(
+    directory: Path, predictions: Mapping[str, Prediction | str], form: Format
+) -> None:
+    """Print what others have published beside what is predicted of it."""
     from dataclasses import asdict
 
-    from tradebench.plan.plan import cores
-    from tradebench.plan.validate import predictions
-    from tradebench.published import expressed
     from tradebench.published.validation import render
 
-    with _predicting(len(expressed())) as watch:
-        found = predictions(processes=processes or cores(), watch=watch)
     if form is Format.JSON:
         rows = {
             name: {"refused": each} if isinstance(each, str) else asdict(each)
-            for name, each in found.items()
+            for name, each in predictions.items()
         }
-        _print_json("plan", {"predictions": rows})
-    else:
-        typer.echo(render(found), nl=False)
+        _print_json("plan", {"run": str(directory), "predictions": rows})
+        return
+    typer.echo(render(predictions), nl=False)
+    typer.echo(f"report: {directory / 'report' / 'index.html'}", err=True)
 
 
 def _tokens(text: str | None) -> int | None:
@@ -451,24 +362,6 @@ def _tokens(text: str | None) -> int | None:
         return None if text is None else parse_count(text)
     except ValueError as error:
         raise UserError(f"--tokens: {error}") from None
-
-
-@contextmanager
-def _predicting(points: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("predicting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[point]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=points, point="importing the libraries")
-        yield lambda point: bar.update(task, advance=1, point=point)
 
 
 @app.command(name="report")

@@ -13,7 +13,8 @@ class Target(BaseModel):
     """A device to predict for; without one, only what every device has in common is predicted.
 
     `device` is an id of the catalogue, `allocator` what PYTORCH_ALLOC_CONF holds, `calibration` a
-    file of measured efficiencies.
+    file of measured efficiencies, `overheads` one of what processes were seen to hold beside their
+    tensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,3 +22,4 @@ class Target(BaseModel):
     device: str | None = None
     allocator: str = ALLOCATOR
     calibration: str | None = None
+    overheads: str | None = None

@@ -17,7 +17,7 @@ from gpu.ladder import undisturbed
 from gpu.rungs import RUNGS
 from gpu.section import Bench
 from tradebench import environment
-from tradebench.predict.overheads import Overheads
+from tradebench.devices.overheads import Overheads
 from tradebench.result import Outcome
 from tradebench.worlds.process import process_used_bytes
 

@@ -204,7 +204,7 @@ def test_a_rehearsed_rung_is_a_result_like_any_other(rehearsal: Path) -> None:
 
 @pytest.mark.slow
 def test_rehearsed_figures_are_of_the_kind_that_is_read_elsewhere(rehearsal: Path) -> None:
-    from tradebench.predict import calibration, overheads
+    from tradebench.devices import calibration, overheads
 
     assert calibration.load(rehearsal / "calibration.json").device == "cpu"
     assert overheads.load(rehearsal / "overheads.json").context[0] > 0

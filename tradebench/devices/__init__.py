@@ -1,4 +1,4 @@
-"""The devices that a plan can be made for: what their data sheets promise, by id."""
+"""The devices that a plan can be made for: what data sheets promise, and what was read off them."""
 
 from __future__ import annotations
 

@@ -39,39 +39,51 @@ def _interval(measurement: Measurement) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def advise(results: Sequence[Result]) -> list[Result]:
+def advise(results: Sequence[Result], beyond: Sequence[Result] = ()) -> list[Result]:
     """The results, each that does not fit with the nearest change that does.
 
-    Nearest is the fewest slots that differ, then the shortest predicted step.
+    Nearest is the fewest slots that differ, then a point of the suite before one from `beyond` it,
+    then the shortest predicted step.
     """
-    fitting = [result for result in results if result.fit and result.fit.verdict == "fits"]
+    inside = [(result, True) for result in results if fits(result)]
+    outside = [(result, False) for result in beyond if fits(result)]
     return [
         result.model_copy(update={"fit": result.fit.model_copy(update={"advice": advice})})
         if result.fit is not None
-        and result.fit.verdict != "fits"
-        and (advice := _nearest(result, fitting)) is not None
+        and not fits(result)
+        and (advice := _nearest(result, [*inside, *outside])) is not None
         else result
         for result in results
     ]
 
 
-def _nearest(result: Result, fitting: Iterable[Result]) -> str | None:
-    def distance(other: Result) -> tuple[int, float]:
-        seconds = other.value("step_seconds")
-        return len(_changed(result, other)), float("inf") if seconds is None else seconds
+def fits(result: Result) -> bool:
+    """Whether a point is certain to fit on the device that it was predicted for."""
+    return result.fit is not None and result.fit.verdict == "fits"
 
-    other = min(fitting, key=distance, default=None)
+
+def _nearest(result: Result, fitting: Iterable[tuple[Result, bool]]) -> str | None:
+    def distance(candidate: tuple[Result, bool]) -> tuple[int, bool, float]:
+        other, inside = candidate
+        seconds = other.value("step_seconds")
+        waited = float("inf") if seconds is None else seconds
+        return len(changed(result, other)), not inside, waited
+
+    other, inside = min(fitting, key=distance, default=(None, True))
     if other is None or result.fit is None or other.fit is None:
         return None
     labels = {part.slot: part.label for part in Trial.from_payload(payload(other)).techniques}
-    names = [labels.get(slot, f"{slot} off") for slot in _changed(result, other)]
+    names = [labels.get(slot, f"{slot} off") for slot in changed(result, other)]
     verb = "saves" if len(names) == 1 else "save"
     saved = (result.fit.needed[1] - other.fit.needed[1]) / GIB
     spare = (other.fit.capacity[0] - other.fit.needed[1]) / GIB
-    return f"{' and '.join(names)} {verb} {saved:.0f} GiB: fits with {spare:.0f} GiB to spare"
+    return (
+        f"{' and '.join(names)} {verb} {saved:.0f} GiB: fits with {spare:.0f} GiB to spare"
+        f"{'' if inside else ' (not in the suite)'}"
+    )
 
 
-def _changed(result: Result, other: Result) -> list[str]:
+def changed(result: Result, other: Result) -> list[str]:
     """The slots in which two points differ."""
     mine, theirs = result.settings, other.settings
     return [slot for slot in {**mine, **theirs} if mine.get(slot) != theirs.get(slot)]

@@ -5,21 +5,24 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tradebench import environment, store
 from tradebench.devices import GIB, Device
+from tradebench.plan.alternatives import alternatives
 from tradebench.plan.cache import Cache
 from tradebench.plan.fit import advise, fit
 from tradebench.plan.pool import PROGRAM, predict
+from tradebench.plan.watcher import Watcher
 from tradebench.result import Environment, Measurement, Result
 from tradebench.target import Target
 from tradebench.trial import Trial
 
-Watcher = Callable[[Trial], None]
+# How a plan calls what rests on readings of the very device instead of data sheets and others.
+MEASURED = "measured on this device"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,40 +46,67 @@ def make(
     gpus: int | None = None,
     cache: Cache | None = None,
     processes: int | None = None,
-    watch: Watcher = lambda trial: None,
+    watch: Watcher | None = None,
     program: str = PROGRAM,
 ) -> Plan:
     """Predict every legal trial and hold it against the device.
 
     A trial that needs more GPUs than `gpus` is skipped, as an illegal one is. `watch` is told of
-    each trial once its prediction is there; without a cache every one is made anew.
+    each trial once its prediction is there; without a cache every one is made anew. Where no single
+    change within the suite makes a point fit, a few beyond it are predicted for the advice alone.
     """
     refusals = {trial.id: refuse(trial, gpus) for trial in trials}
     asked = [trial for trial in trials if not refusals[trial.id]]
-    found: dict[str, Mapping[str, Any]] = {}
-    for trial in asked:
-        before = cache.get(trial, target) if cache is not None else None
-        if before is not None:
-            found[trial.id] = before
-            watch(trial)
-    known = len(found)
-    missing = [trial for trial in asked if trial.id not in found]
-    for trial, prediction in (
-        predict(missing, target, processes=processes or cores(), program=program) if missing else ()
-    ):
-        found[trial.id] = prediction
-        if cache is not None and prediction["status"] == "ok":
-            cache.put(trial, target, prediction)
-        watch(trial)
+    pool = _Pool(target, cache, processes or cores(), program, watch or Watcher())
+    found = pool.ask(asked)
     base = environment.capture()
     results = [
         _skipped(suite, trial, refusals[trial.id], base)
         if refusals[trial.id]
-        else _predicted(suite, trial, found[trial.id], device, base)
+        else _predicted(suite, trial, found[trial.id], device, base, target)
         for trial in trials
     ]
+    known = pool.known
+    further = alternatives(results, lambda trial: bool(refuse(trial, gpus)))
+    pool.watch.expect(len(further))
+    beyond = pool.ask(further)
+    others = [_predicted(suite, trial, beyond[trial.id], device, base, target) for trial in further]
     timelines = {name: each["timeline"] for name, each in found.items() if each.get("timeline")}
-    return Plan(results=tuple(advise(results)), timelines=timelines, known=known)
+    return Plan(results=tuple(advise(results, others)), timelines=timelines, known=known)
+
+
+@dataclass
+class _Pool:
+    """Asks for predictions that are not known yet; `known` counts those that were."""
+
+    target: Target
+    cache: Cache | None
+    processes: int
+    program: str
+    watch: Watcher
+    known: int = 0
+
+    def ask(self, trials: Sequence[Trial]) -> dict[str, Mapping[str, Any]]:
+        """The predictions of these trials, by id."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for trial in trials:
+            before = self.cache.get(trial, self.target) if self.cache is not None else None
+            if before is not None:
+                found[trial.id] = before
+                self.watch.predicted(trial.label)
+        self.known += len(found)
+        missing = [trial for trial in trials if trial.id not in found]
+        for trial, prediction in self._make(missing):
+            found[trial.id] = prediction
+            if self.cache is not None and prediction["status"] == "ok":
+                self.cache.put(trial, self.target, prediction)
+            self.watch.predicted(trial.label)
+        return found
+
+    def _make(self, trials: Sequence[Trial]) -> Iterable[tuple[Trial, Mapping[str, Any]]]:
+        if not trials:
+            return ()
+        return predict(trials, self.target, processes=self.processes, program=self.program)
 
 
 def refuse(trial: Trial, gpus: int | None) -> tuple[str, ...]:
@@ -122,6 +152,7 @@ def _predicted(
     prediction: Mapping[str, Any],
     device: Device | None,
     base: Environment,
+    target: Target,
 ) -> Result:
     measurements = {
         name: Measurement.model_validate(value)
@@ -138,7 +169,7 @@ def _predicted(
         measurements=measurements,
         warnings=tuple(dict.fromkeys((*trial.cautions(), *prediction.get("warnings", ())))),
         artifacts={"timeline": _timeline(trial.id)} if prediction.get("timeline") else {},
-        environment=_environment(base, trial, device),
+        environment=_environment(base, trial, device, target),
         fit=fit(measurements, device) if device is not None else None,
     )
 
@@ -152,15 +183,22 @@ def _skipped(suite: str, trial: Trial, reasons: Iterable[str], base: Environment
         **trial.payload(),
         status="skipped",
         reason=" ".join(reasons),
-        environment=_environment(base, trial, None),
+        environment=_environment(base, trial, None, Target()),
     )
 
 
-def _environment(base: Environment, trial: Trial, device: Device | None) -> Environment:
-    """The software that predicts, and the hardware that is predicted for."""
-    return environment.of_trial(base, trial).model_copy(
-        update={"hardware": {} if device is None else {"predicted_for": device.name}}
-    )
+def _environment(
+    base: Environment, trial: Trial, device: Device | None, target: Target
+) -> Environment:
+    """The software that predicts, the hardware that is predicted for, and what was read off it."""
+    hardware = {}
+    if device is not None:
+        hardware["predicted_for"] = device.name
+        if target.calibration is not None:
+            hardware["speed"] = MEASURED
+        if target.overheads is not None:
+            hardware["overheads"] = MEASURED
+    return environment.of_trial(base, trial).model_copy(update={"hardware": hardware})
 
 
 def _timeline(trial: str) -> str:

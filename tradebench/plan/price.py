@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tradebench.plan.fit import payload
@@ -67,15 +67,20 @@ def of_tokens(result: Result, ranks: int, tokens: int, price: float | None) -> P
     return _price(hours, ranks, price)
 
 
-def of_suite(results: Iterable[Result], price: float | None) -> Price | None:
-    """What training every point of a suite that fits costs, without loading and evaluation."""
+def of_suite(
+    results: Iterable[Result], price: float | None, repeats: Mapping[str, int]
+) -> Price | None:
+    """What training every point of a suite that fits costs, without loading and evaluation.
+
+    `repeats` says by trial how often it runs; once where it says nothing.
+    """
     hours = gpu_hours = Range(0, 0, 0)
     for result in results:
         seconds = step(result)
         if seconds is None or (result.fit is not None and result.fit.verdict == "does not fit"):
             continue
         trial = Trial.from_payload(payload(result))
-        taken = seconds.times(trial.budget.steps / HOUR)
+        taken = seconds.times(repeats.get(trial.id, 1) * trial.budget.steps / HOUR)
         hours = _sum(hours, taken)
         gpu_hours = _sum(gpu_hours, taken.times(trial.ranks))
     if not gpu_hours.value:

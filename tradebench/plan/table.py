@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tradebench.devices import GIB
-from tradebench.plan.fit import payload
+from tradebench.plan.fit import fits, payload
 from tradebench.plan.price import Price, Range, of_suite, of_tokens, step
 from tradebench.report.units import count, listed, significant
 from tradebench.result import Result, Verdict
@@ -26,10 +26,11 @@ SHOWN = ("weights", "gradients", "optimizer", "activations", "temporaries", "com
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What was asked beside the suite: tokens to train on, and the price of a GPU for an hour."""
+    """What was asked: tokens to train on, the price of a GPU for an hour, repeats by trial."""
 
     tokens: int | None = None
     price: float | None = None
+    repeats: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,33 @@ def summary(results: Sequence[Result], question: Question) -> list[str]:
         found.append(f"{count(others['skipped'], 'point')} skipped, with the reason in the report.")
     if others["failed"]:
         found.append(f"{count(others['failed'], 'point')} could not be predicted.")
-    whole = of_suite(results, question.price)
+    read = [result.environment.hardware.get("overheads") for result in results]
+    if any(read):
+        found.append("What a process holds beside its tensors was measured on this device.")
+    whole = of_suite(results, question.price, question.repeats)
     if whole is not None:
         found.append(
-            f"Training every point that may fit once: {_price(whole)}, loading not counted."
+            f"Training every point that may fit {_times(question.repeats)}: {_price(whole)}, "
+            "loading and evaluation not counted."
         )
     return found
 
 
-def over_budget(results: Sequence[Result], budget: float | None) -> str | None:
+def all_fit(results: Sequence[Result]) -> bool:
+    """Whether every legal point is certain to fit; one that could not be predicted is not."""
+    return all(fits(result) for result in results if result.status != "skipped")
+
+
+def over_budget(
+    results: Sequence[Result], budget: float | None, repeats: Mapping[str, int]
+) -> str | None:
     """A sentence where the suite may take more GPU-hours than there are."""
-    whole = of_suite(results, None)
+    whole = of_suite(results, None, repeats)
     if budget is None or whole is None or whole.gpu_hours.high <= budget:
         return None
     return (
         f"the suite takes {_range(whole.gpu_hours)} GPU-hours, more than the budget of "
-        f"{significant(budget)}: leave points out, or take fewer steps"
+        f"{significant(budget)}: leave points out, or take fewer steps or repeats"
     )
 
 
@@ -211,6 +223,14 @@ def _categories(results: Sequence[Result]) -> list[str]:
         for name in SHOWN
         if any((result.value(f"peak_{name}_bytes") or 0) > 0 for result in results)
     ]
+
+
+def _times(repeats: Mapping[str, int]) -> str:
+    """How often points run, in words."""
+    least, most = min(repeats.values(), default=1), max(repeats.values(), default=1)
+    if most == 1:
+        return "once"
+    return f"{_span(least, most)} times, as the suite repeats it"
 
 
 def _price(price: Price) -> str:

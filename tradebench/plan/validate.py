@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tradebench import devices
 from tradebench.plan.pool import predict
+from tradebench.plan.watcher import Watcher
 from tradebench.published import Expressed, expressed
+from tradebench.published import results as figures
 from tradebench.published.comparison import Prediction
 from tradebench.published.expression import Code
+from tradebench.result import Environment, Measurement, Result
 from tradebench.target import Target
 
 # By the month whose libraries a source ran.
@@ -23,10 +27,9 @@ STAND_IN = "a100-80gb"
 ALIKE = {"active": "allocated", "device": "process"}
 
 
-def predictions(
-    *, processes: int, watch: Callable[[str], None] = lambda row: None
-) -> dict[str, Prediction | str]:
+def predictions(*, processes: int, watch: Watcher | None = None) -> dict[str, Prediction | str]:
     """What is predicted for every published row that can be said as a trial, or why nothing is."""
+    watcher = watch or Watcher()
     found: dict[str, Prediction | str] = {}
     for (device, code), rows in _by_machine(expressed()).items():
         of_trial: dict[str, list[Expressed]] = {}
@@ -38,7 +41,7 @@ def predictions(
         for trial, answer in predict(trials, target, processes=processes, program=program):
             for row in of_trial[trial.id]:
                 found[row.row.id] = _read(row, answer)
-                watch(row.row.id)
+                watcher.predicted(row.row.id)
     return found
 
 
@@ -70,4 +73,30 @@ def _read(row: Expressed, answer: Mapping[str, Any]) -> Prediction | str:
     interval = highest.get("interval")
     return Prediction(
         value=float(highest["value"]), interval=(interval[0], interval[1]) if interval else None
+    )
+
+
+def results(found: Mapping[str, Prediction | str]) -> tuple[Result, ...]:
+    """The predictions as Results: each the twin of a published one, with the same one quantity."""
+    return tuple(
+        _twin(figure, row, found[row.row.id])
+        for figure, row in zip(figures(), expressed(), strict=True)
+    )
+
+
+def _twin(figure: Result, row: Expressed, prediction: Prediction | str) -> Result:
+    device = devices.find(row.device or STAND_IN)
+    measurements = {}
+    if isinstance(prediction, Prediction):
+        measurements[row.reading.measurement] = Measurement(
+            value=prediction.value, unit=row.reading.unit, interval=prediction.interval
+        )
+    return figure.model_copy(
+        update={
+            "kind": "predicted",
+            "status": "ok" if measurements else "failed",
+            "reason": None if measurements else str(prediction),
+            "measurements": measurements,
+            "environment": Environment(hardware={"predicted_for": device.name}),
+        }
     )

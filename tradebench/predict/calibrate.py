@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tradebench.devices import Format
+from tradebench.devices.calibration import Attention, Calibration, Layout, Product, Sized
 from tradebench.errors import UserError
-from tradebench.predict.calibration import Attention, Calibration, Layout, Product, Sized
 from tradebench.result import Environment
 
 T = TypeVar("T")

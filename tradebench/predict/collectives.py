@@ -18,7 +18,7 @@ import math
 from typing import Literal, NamedTuple
 
 from tradebench.devices import Device
-from tradebench.predict.interval import NOTHING, Interval, exactly
+from tradebench.interval import NOTHING, Interval, exactly
 from tradebench.predict.operations import Operation
 
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "broadcast"]

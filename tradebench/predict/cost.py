@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from tradebench.devices import Device
-from tradebench.predict.calibration import Calibration
+from tradebench.devices.calibration import Calibration
+from tradebench.interval import NOTHING, Interval, exactly
 from tradebench.predict.flops import arithmetic, attention, flops, packet, product
-from tradebench.predict.interval import NOTHING, Interval, exactly
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.traffic import FREE, traffic
 

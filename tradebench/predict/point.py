@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tradebench import devices
-from tradebench.devices import Device
+from tradebench.devices import Device, overheads
+from tradebench.devices.calibration import load
+from tradebench.devices.overheads import Overhead
 from tradebench.errors import UserError
 from tradebench.predict.allocator import AllocatorSettings, parse_settings
-from tradebench.predict.calibration import load
 from tradebench.predict.figures import course, levels, peak, peak_bytes, spans
 from tradebench.predict.library import Library
 from tradebench.predict.memory import Reached
 from tradebench.predict.on_device import tape
-from tradebench.predict.overheads import overhead
 from tradebench.predict.record import Record
 from tradebench.predict.schedule import Step
 from tradebench.predict.step import last_step
@@ -76,9 +76,13 @@ def predict_point(trial: Trial, library: Library, target: Target) -> dict[str, A
     if target.device is not None:
         device = devices.find(target.device)
         settings = parse_settings(target.allocator)
-        found, notes = on_device(trial, record, device, settings)
+        outside = _outside(trial, device, target)
+        found, notes = on_device(trial, record, device, settings, outside)
         measurements |= found
         warnings = [*warnings, *notes]
+        if target.overheads is not None and outside.assumed:
+            parts = " and ".join(outside.assumed)
+            warnings.append(f"readings lack {trial.ranks} ranks: bytes of {parts} are assumed")
         calibration = load(target.calibration) if target.calibration is not None else None
         step = last_step(record, device, trial.ranks, calibration)
         if step is not None:
@@ -146,7 +150,11 @@ def of_step(step: Step, tokens: float) -> dict[str, Measurement]:
 
 
 def on_device(
-    trial: Trial, record: Record, device: Device, settings: AllocatorSettings
+    trial: Trial,
+    record: Record,
+    device: Device,
+    settings: AllocatorSettings,
+    outside: Overhead,
 ) -> tuple[dict[str, Measurement], list[str]]:
     """Allocated and reserved peaks and what the device sees, by phase; and what is unverified."""
     taken = tape(record, device.architecture)
@@ -157,7 +165,6 @@ def on_device(
     found |= phase_peaks(
         "peak_reserved_bytes", {name: usage.reserved for name, usage in usages.items()}
     )
-    outside = overhead(device.architecture, ranks=trial.ranks)
     low, high = device.reported_bytes
     largest = max(usage.reserved for usage in usages.values())
     least = largest
@@ -173,3 +180,9 @@ def on_device(
             interval=(min(usage.reserved, least) + outside.low, usage.reserved + outside.high),
         )
     return found, [f"no GPU run has checked this buffer: {each}" for each in taken.unverified]
+
+
+def _outside(trial: Trial, device: Device, target: Target) -> Overhead:
+    """What a process holds outside the allocator: as it was read off the device, if it was."""
+    measured = overheads.load(target.overheads) if target.overheads is not None else None
+    return overheads.overhead(device.architecture, ranks=trial.ranks, measured=measured)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tradebench.devices import Device
+from tradebench.devices.calibration import Calibration
 from tradebench.errors import UserError
-from tradebench.predict.calibration import Calibration
+from tradebench.interval import NOTHING, Interval
 from tradebench.predict.collectives import collective, seconds
 from tradebench.predict.cost import CALL_FACTOR, CALL_SECONDS, Bound, cost
 from tradebench.predict.flops import flops
-from tradebench.predict.interval import NOTHING, Interval
 from tradebench.predict.operations import Operation
 
 Share = Literal["compute", "bandwidth", "launch", "communication", "host"]

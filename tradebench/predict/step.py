@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from tradebench.devices import Device
-from tradebench.predict.calibration import Calibration
+from tradebench.devices.calibration import Calibration
 from tradebench.predict.figures import spans
 from tradebench.predict.record import Record
 from tradebench.predict.recorder import CALL

@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from tradebench.errors import UserError
+from tradebench.devices.files import read
 from tradebench.result import Environment, Record
 
 SCHEMA = "tradebench.overheads/1"
@@ -63,9 +63,9 @@ class Overhead:
         return sum(part.high for part in self.parts)
 
     @property
-    def calibrated(self) -> bool:
-        """Whether every part was read off the device."""
-        return all(part.measured for part in self.parts)
+    def assumed(self) -> tuple[str, ...]:
+        """The names of the parts that were not read off the device."""
+        return tuple(part.name for part in self.parts if not part.measured)
 
 
 Readings = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -96,19 +96,7 @@ def load(path: str | Path) -> Overheads:
     Raises:
         UserError: the file cannot be read or holds something else.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    try:
-        found = Overheads.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path} has no overheads: {place}: {first['msg']}") from error
-    if found.schema_ != SCHEMA:
-        raise UserError(f"{path} is {found.schema_!r}, not {SCHEMA!r}")
-    return found
+    return read(path, Overheads, SCHEMA)
 
 
 def overhead(architecture: str, *, ranks: int = 1, measured: Overheads | None = None) -> Overhead:

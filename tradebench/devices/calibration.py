@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tradebench.devices import Format
-from tradebench.errors import UserError
-from tradebench.predict.interval import Interval
+from tradebench.devices.files import read
+from tradebench.interval import Interval
 from tradebench.result import Environment, Record
 
 SCHEMA = "tradebench.calibration/1"
@@ -190,19 +190,7 @@ def load(path: str | Path) -> Calibration:
     Raises:
         UserError: the file cannot be read or holds something else.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    try:
-        found = Calibration.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path} is no calibration: {place}: {first['msg']}") from error
-    if found.schema_ != SCHEMA:
-        raise UserError(f"{path} is {found.schema_!r}, not {SCHEMA!r}")
-    return found
+    return read(path, Calibration, SCHEMA)
 
 
 def _on(measured: tuple[int, ...], shape: tuple[int, ...], axis: int) -> bool:

@@ -1,0 +1,4 @@
+"""What the larger commands do, from a suite to a run directory; cli.py parses and prints.
+
+Nothing here imports torch: trials and predictions are made in processes of their own.
+"""

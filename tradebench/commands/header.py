@@ -1,0 +1,28 @@
+"""What a run says about where it came from."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tradebench import environment
+from tradebench.suite import Suite
+
+
+def of_suite(suite: Suite) -> dict[str, Any]:
+    """The header of a suite's run: its question, its text, and how it was asked for."""
+    return {
+        "question": suite.question,
+        "suite_text": suite.text,
+        "objectives": list(suite.objectives),
+        "limits": dict(suite.limits),
+        **of_command(),
+    }
+
+
+def of_command() -> dict[str, Any]:
+    """The command line and the machine."""
+    return {
+        "argv": [environment.scrub(word) for word in ("tradebench", *sys.argv[1:])],
+        "environment": environment.capture().model_dump(mode="json"),
+    }
