@@ -165,6 +165,63 @@ def test_a_changed_model_folder_makes_predictions_anew(name: str, model: Path) -
     assert not hit(trial)
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What this machine has of the Hub: nothing yet."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    return tmp_path
+
+
+def put(*parts: Path | str) -> None:
+    file = Path(*parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("")
+
+
+def test_a_tokenizer_that_was_fetched_since_makes_predictions_anew(hub: Path) -> None:
+    """A prediction without it took sequences of full length."""
+    trial = trial_of(model={"name": "some/model", "config": "llama-3.2-1b"})
+    snapshot = hub / "hub" / "models--some--model" / "snapshots" / "abc"
+    Cache().put(trial, H100, PREDICTION)
+    put(hub, "hub", "models--another--model", "snapshots", "abc", "tokenizer.json")
+    put(snapshot, "model-00001-of-00002.safetensors")
+
+    assert hit(trial)
+
+    put(snapshot, "tokenizer.json")
+
+    assert not hit(trial)
+
+
+@pytest.mark.parametrize(
+    "parts", [{"budget": {"data": {"hub": "some/data"}}}, {"evaluate": {"tasks": ["gsm8k"]}}]
+)
+@pytest.mark.parametrize("place", ["hub/datasets--some--data/snapshots/abc/x", "datasets/x/y"])
+def test_data_that_was_fetched_since_makes_predictions_anew(
+    place: str, parts: dict[str, Any], hub: Path
+) -> None:
+    trial, other = trial_of(**parts), trial_of(evaluate={"tasks": ["facts"]})
+    for each in (trial, other):
+        Cache().put(each, H100, PREDICTION)
+    put(hub, place)
+
+    assert (hit(trial), hit(other)) == (False, True)
+
+
+def test_changed_overheads_make_predictions_anew(tmp_path: Path) -> None:
+    file = tmp_path / "overheads.json"
+    target = Target(device=H100.device, overheads=str(file))
+    file.write_text('{"context": [1]}')
+    Cache().put(trial_of(), target, PREDICTION)
+
+    assert (hit(trial_of(), target), hit(trial_of())) == (True, False)
+
+    file.write_text('{"context": [2]}')
+
+    assert not hit(trial_of(), target)
+
+
 def test_other_weights_of_the_same_shapes_change_no_prediction(model: Path) -> None:
     trial = trial_of(model={"name": str(model)})
     Cache().put(trial, H100, PREDICTION)

@@ -413,7 +413,8 @@ def _undrawn(run: Run) -> page.Section:
 
 def test_kinds_of_evidence_are_kept_apart(tmp_path: Path) -> None:
     predicted = tuple(
-        result(each, kind="predicted") for each in (settings_of(), settings_of(rank=8))
+        result(each, kind="predicted")
+        for each in (settings_of(), settings_of(rank=8), settings_of(rank=64))
     )
     run = run_of((*small().results, *predicted))
     paths = report.write(run, tmp_path)
@@ -422,8 +423,23 @@ def test_kinds_of_evidence_are_kept_apart(tmp_path: Path) -> None:
     assert [group.kind for group in fronts.groups(run)] == ["measured", "predicted"]
     assert tmp_path / "memory-predicted-1.svg" in paths
     assert "measured and predicted numbers" in seen.text
-    assert "Predictions against measurements" in seen.text
-    assert seen.text.count("+0.00%") == 2
+    assert "Predicted and measured" in seen.text
+    assert "Peak tensor memory of 2 points: median error 0.00%, largest +0.00%" in seen.text
+
+
+def test_what_was_rehearsed_beside_its_measurement_is_a_table_of_errors(tmp_path: Path) -> None:
+    predicted = (result(settings_of(), kind="predicted"),)
+    run = run_of((*small().results, *predicted))
+    paths = report.write(run, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    seen = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+
+    assert not [path for path in paths if "predicted" in path.name]
+    for shown in (text, seen.text):
+        assert "Predicted and measured" in shown
+        assert "Peak tensor memory of 1 point: median error 0.00%" in shown
+    assert "predicted for" not in seen.text
+    assert "predicted" in (tmp_path / "trials.csv").read_text(encoding="utf-8")
 
 
 def test_a_run_without_any_good_point_still_has_a_report(tmp_path: Path) -> None:

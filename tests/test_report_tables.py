@@ -8,12 +8,23 @@ from typing import Any
 
 import pytest
 
-from tradebench.report import content, findings, fronts, series, tables, units
-from tradebench.result import SCHEMA, Fit, Kind, Measurement, Result, Status, Verdict, digest
+from tradebench.report import content, findings, fronts, predictions, series, tables, units
+from tradebench.result import (
+    SCHEMA,
+    Environment,
+    Fit,
+    Kind,
+    Measurement,
+    Result,
+    Status,
+    Verdict,
+    digest,
+)
 from tradebench.store import Run
 
 FP32: dict[str, Any] = {"precision": {"method": "fp32"}}
 BF16: dict[str, Any] = {"precision": {"method": "bf16"}}
+NF4: dict[str, Any] = {"quantization": {"method": "nf4"}}
 UNITS = {"peak_tensor_bytes": "B", "peak_tensor_bytes.load": "B", "step_seconds": "s"}
 
 
@@ -472,10 +483,64 @@ def test_predictions_are_shown_with_their_error() -> None:
             result(BF16, numbers(memory=90 * 2**20), kind="predicted"),
         )
     )
-    (error,) = findings.prediction_errors(found)
+    (error,) = predictions.prediction_errors(found)
 
     assert (error.name, error.predicted, error.measured) == ("fp32", "210 MiB", "200 MiB")
     assert error.error == pytest.approx(0.05)
+
+
+def test_errors_of_predictions_are_summed_up_by_quantity() -> None:
+    measured, predicted = (FP32, BF16, NF4), (1.1, 0.98, 1.0)
+    found = fronts.groups(
+        run_of(
+            *(result(each, numbers(memory=100 * 2**20, step=1.0)) for each in measured),
+            *(
+                result(each, numbers(memory=100 * 2**20 * by, step=2.0), kind="predicted")
+                for each, by in zip(measured, predicted, strict=True)
+            ),
+        )
+    )
+
+    assert predictions.summary(predictions.prediction_errors(found)) == [
+        "Step time of 3 points: median error 100.00%, largest +100.00% (fp32).",
+        "Peak tensor memory of 3 points: median error 2.00%, largest +10.00% (fp32).",
+    ]
+
+
+def test_a_rehearsal_has_no_section_of_its_own_and_a_plan_has() -> None:
+    """What was predicted for a device, or was not measured, has more to tell than its error."""
+
+    def kinds(*predicted: Result) -> list[str]:
+        both = run_of(result(FP32, numbers(memory=2, step=1.0)), *predicted)
+        return [group.kind for group in predictions.apart(fronts.groups(both))]
+
+    assert kinds(result(FP32, numbers(memory=2), kind="predicted")) == ["measured"]
+    assert kinds(result(FP32, numbers(memory=2, step=1.0), kind="predicted")) == [
+        "measured",
+        "predicted",
+    ]
+    assert kinds(
+        result(FP32, numbers(memory=2), kind="predicted"),
+        result(BF16, numbers(memory=1), kind="predicted"),
+    ) == ["measured", "predicted"]
+
+
+def test_kinds_are_not_warned_of_as_different_environments() -> None:
+    """Predictions are made on another machine than they are for, and are compared with none."""
+
+    def warned(*results: Result) -> bool:
+        run = run_of(*results)
+        return any(
+            "come from different environments" in text
+            for text in content.cautions(run, fronts.groups(run))
+        )
+
+    here, there = (Environment(hardware={"cpu": name}) for name in ("a", "b"))
+    first = result(FP32, numbers(memory=2)).model_copy(update={"environment": here})
+    other = first.model_copy(update={"environment": there})
+
+    assert not warned(first, other.model_copy(update={"kind": "predicted"}))
+    assert warned(first, other.model_copy(update={"repeat": 1}))
 
 
 def test_what_is_not_known_of_all_predictions_alike_puts_none_of_them_first() -> None:

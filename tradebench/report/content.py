@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tradebench.report.fronts import MARKS, Z95, Group, Label, Standing
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
 from tradebench.report.units import Scale, clean, count, listed, scale, show, title
-from tradebench.result import Environment, Status, canonical_json
+from tradebench.result import Environment, Kind, Status, canonical_json
 
 if TYPE_CHECKING:
     from tradebench.store import Run
@@ -175,17 +176,24 @@ class Place:
 def places(run: Run) -> tuple[Place, ...]:
     """Return every place that Results were made in, the most used first."""
     found = _by_place(run)
-    ordered = sorted(found.values(), key=lambda each: -len(each))
-    return tuple(Place(results=count(len(each), "result"), parts=_parts(each)) for each in ordered)
+    several = len({kind for kind, _ in found}) > 1
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return tuple(
+        Place(
+            results=count(len(each), f"{kind} result" if several else "result"),
+            parts=_parts(each),
+        )
+        for (kind, _), each in ordered
+    )
 
 
-def _by_place(run: Run) -> dict[str, list[Environment]]:
-    """Group environments by software and hardware; code and variables go with the techniques."""
-    found: dict[str, list[Environment]] = {}
+def _by_place(run: Run) -> dict[tuple[Kind, str], list[Environment]]:
+    """Group environments by kind, software and hardware; code and variables go with techniques."""
+    found: dict[tuple[Kind, str], list[Environment]] = {}
     for result in run.results:
         here = result.environment
         key = canonical_json({"software": dict(here.software), "hardware": dict(here.hardware)})
-        found.setdefault(key, []).append(here)
+        found.setdefault((result.kind, key), []).append(here)
     return found
 
 
@@ -242,7 +250,8 @@ def cautions(run: Run, groups: Iterable[Group]) -> tuple[str, ...]:
         f"{text} ({min(names) if len(names) == 1 else count(len(names), 'point')})"
         for text, names in points.items()
     ]
-    if len(_by_place(run)) > 1:
+    # Kinds are never compared: what differs between them is no news.
+    if max(Counter(kind for kind, _ in _by_place(run)).values(), default=0) > 1:
         found.append(
             "The points come from different environments: memory compares between machines with "
             "the same device, step time does not."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tradebench.report.fronts import Z95, Group
 from tradebench.report.series import bits
@@ -120,37 +119,3 @@ def _facts(group: Group, point: Point, goal: str) -> str:
         if name and name != goal and name in point.estimates:
             facts.append(show(name, point.estimates[name].value, point.estimates[name].unit))
     return ", ".join(facts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictionError:
-    """A memory that was both predicted and measured."""
-
-    name: str
-    measurement: str
-    predicted: str
-    measured: str
-    error: float
-
-
-def prediction_errors(groups: Sequence[Group]) -> list[PredictionError]:
-    """Return how far predictions are from measurements of the same point, worst first."""
-    measured = {p.trial: p for group in groups if group.kind == "measured" for p in group.ok}
-    found = []
-    for group in groups:
-        for point in group.ok if group.kind == "predicted" else ():
-            twin = measured.get(point.trial)
-            shared = [name for name in (group.memory, "step_seconds") if name]
-            for name in shared if twin is not None else ():
-                ours, theirs = point.estimates.get(name), twin and twin.estimates.get(name)
-                if ours and theirs and theirs.value:
-                    found.append(
-                        PredictionError(
-                            name=point.name,
-                            measurement=title(name),
-                            predicted=show(name, ours.value, ours.unit),
-                            measured=show(name, theirs.value, theirs.unit),
-                            error=ours.value / theirs.value - 1,
-                        )
-                    )
-    return sorted(found, key=lambda each: -abs(each.error))

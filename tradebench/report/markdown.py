@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tradebench.report import content
-from tradebench.report.findings import prediction_errors
 from tradebench.report.fronts import groups
+from tradebench.report.predictions import HEADING, apart, prediction_errors, summary
 from tradebench.report.units import count, shorten
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def text(run: Run, sections: Sequence[Section]) -> str:
         blocks.append(f"This run holds {' and '.join(kinds)} numbers, each kind on its own.")
     for section in sections:
         blocks += _section(section)
-    blocks += _predictions(sections)
+    blocks += _predictions(run)
     blocks += _rest(run, sections)
     return _cut([block for block in blocks if block])
 
@@ -39,7 +39,7 @@ def text(run: Run, sections: Sequence[Section]) -> str:
 def table(run: Run) -> str:
     """Return the short table of the terminal, to be pasted into another page."""
     blocks = []
-    for group in groups(run):
+    for group in apart(groups(run)):
         shown = content.headline(group)
         blocks.append(_table(shown, content.rows(group, shown)))
     return "\n\n".join(blocks)
@@ -98,17 +98,17 @@ def _ending(ending: content.Ending) -> str:
     return f"- **{ending.status}** ({points}): {reason}: {names}{also}"
 
 
-def _predictions(sections: Sequence[Section]) -> list[str]:
-    errors = prediction_errors([section.group for section in sections])
+def _predictions(run: Run) -> list[str]:
+    errors = prediction_errors(groups(run))
     if not errors:
         return []
     lines = [_line(["Point", "Quantity", "Predicted", "Measured", "Error"])]
     lines.append(_line(["---", "---", "---:", "---:", "---:"]))
     for each in errors:
         name = escape(shorten(each.name, MAX_NAME))
-        numbers = (each.predicted, each.measured, f"{each.error:+.2%}")
+        numbers = (each.predicted, each.measured, each.error_text)
         lines.append(_line([name, each.measurement, *numbers]))
-    return ["## Predictions against measurements", "\n".join(lines)]
+    return [f"## {HEADING}", escape(" ".join(summary(errors))), "\n".join(lines)]
 
 
 def _rest(run: Run, sections: Sequence[Section]) -> list[str]:

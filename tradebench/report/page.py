@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from tradebench import __version__
 from tradebench.errors import NothingToCompareError
-from tradebench.report import content, figures, findings, markdown
+from tradebench.report import content, figures, findings, markdown, predictions
 from tradebench.report.fronts import Group, groups
 from tradebench.report.style import Picture
 from tradebench.report.tables import accuracy_note, frame
@@ -69,7 +69,7 @@ def write(run: Run, out: Path) -> list[Path]:
 def sections(run: Run, out: Path) -> list[Section]:
     """Return every group with its figures drawn into `out`."""
     found = []
-    for number, group in enumerate(groups(run)):
+    for number, group in enumerate(predictions.apart(groups(run))):
         shown = content.columns(group)
         section = Section(
             group=group,
@@ -95,12 +95,15 @@ def _html(run: Run, found: Sequence[Section]) -> str:
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = [section.group for section in found]
+    errors = predictions.prediction_errors(groups(run))
     return environment.get_template("page.html.j2").render(
         title=content.heading(run),
         question=content.question(run),
         sections=found,
         kinds=list(dict.fromkeys(group.kind for group in shown)),
-        errors=findings.prediction_errors(shown),
+        errors=errors,
+        errors_heading=predictions.HEADING,
+        errors_summary=" ".join(predictions.summary(errors)),
         places=content.places(run),
         cautions=content.cautions(run, shown),
         command=content.command(run),

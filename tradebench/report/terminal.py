@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tradebench.report import predictions
 from tradebench.report.content import Cell, Column, headline, rows
 from tradebench.report.fronts import Group, groups
 from tradebench.report.units import count, listed, shorten, title
@@ -22,11 +23,15 @@ STATUS_STYLES = {"ok": "green", "skipped": "dim", "failed": "red"}
 
 
 def table(run: Run) -> RenderableType:
-    """Return a table and a summary line for every kind of evidence in the run."""
+    """Return a table and a summary line for every kind of evidence, and how predictions did."""
     found = groups(run)
     if not found:
         return Text("No point has a result yet.")
-    return Stack(*(part for group in found for part in (_table(group), Text(summary(group)))))
+    parts = [
+        part for group in predictions.apart(found) for part in (_table(group), Text(summary(group)))
+    ]
+    errors = predictions.summary(predictions.prediction_errors(found))
+    return Stack(*parts, *(Text(f"{predictions.HEADING}: {line}") for line in errors))
 
 
 def summary(group: Group) -> str:
