@@ -48,7 +48,10 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "dora", "rank": 4},
         {"method": "dora", "rank": 4, "merge": True},
     ),
-    "checkpointing": ({"method": "full", "ratio": 0.5},),
+    "checkpointing": (
+        {"method": "full", "ratio": 0.5},
+        {"method": "selective", "ratio": 0.5},
+    ),
     "sharding": ({"method": "fsdp2"},),
     "loss": ({"method": "chunked", "tokens": 16},),
 }
