@@ -52,6 +52,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "full", "ratio": 0.5},
         {"method": "selective", "ratio": 0.5},
     ),
+    "offload": ({"method": "activations"},),
     "sharding": ({"method": "fsdp2"},),
     "loss": ({"method": "chunked", "tokens": 16},),
 }

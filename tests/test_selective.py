@@ -80,12 +80,13 @@ class Products(TorchDispatchMode):
         self.found = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found += func._opname == "gemm_4bit"
+        self.found += int(func._opname == "gemm_4bit")
         return func(*args, **(kwargs or {}))
 
 
 def products_of(model: nn.Module, trial: Trial) -> int:
-    with Products() as products:
+    products = Products()
+    with products:
         summed_loss(model, batch_of(trial)).backward()
     return products.found
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.record import Record
-from tradebench.predict.recorder import CALL
+from tradebench.predict.recorder import CALL, HostPeak
 from tradebench.predict.structure import StructureError
 
 
@@ -38,8 +38,24 @@ def blend(low: Record, high: Record, weight: Fraction) -> Record:
         raise StructureError("a size between the two is no whole number")
     events, operations = _operations(low, high, weight)
     return replace(
-        low, events=events, sizes=low.sizes + grown // weight.denominator, operations=operations
+        low,
+        events=events,
+        sizes=low.sizes + grown // weight.denominator,
+        operations=operations,
+        host=_host(low.host, high.host, weight),
     )
+
+
+def _host(low: HostPeak, high: HostPeak, weight: Fraction) -> HostPeak:
+    """What lies on the host: where it is most at the same moment at both ends, so it is between."""
+    if low.position != high.position or low.layers.keys() != high.layers.keys():
+        raise StructureError("the most is on the host at another moment")
+    layers = {
+        layer: size + (high.layers[layer] - size) * weight for layer, size in low.layers.items()
+    }
+    if any(size.denominator != 1 for size in layers.values()):
+        raise StructureError("a size between the two is no whole number")
+    return HostPeak(low.position, {layer: int(size) for layer, size in layers.items()})
 
 
 def _paths(record: Record) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradebench.predict.record import Integers, Record
-from tradebench.predict.recorder import CALL, OUTSIDE, Mark
+from tradebench.predict.recorder import CALL, OUTSIDE, HostPeak, Mark
 from tradebench.predict.structure import StructureError
 
 # How many layers at either end are cases of their own: tried in turn, as few as will do.
@@ -92,7 +92,8 @@ def extend(
     items = _items(record, len(kinds))
     cases = _cases(kinds, margin)
     templates = _templates(record, items, cases)
-    return _lay_out(record, items, templates, cases, _cases(deep, margin))
+    laid = _lay_out(record, items, templates, cases, _cases(deep, margin))
+    return replace(laid, host=_host(record, cases, _cases(deep, margin)))
 
 
 def shorten(kinds: Sequence[Hashable], margin: int = 1) -> list[Hashable]:
@@ -373,6 +374,23 @@ def _write(
     out.sizes[born] = template.sizes
     out.categories[born] = template.categories
     out.paths[born] = template.paths
+
+
+def _host(
+    record: Record, cases: Sequence[tuple[Hashable, ...]], deep: Sequence[tuple[Hashable, ...]]
+) -> HostPeak:
+    """What lies on the host at full depth: of every layer what one of its case has there.
+
+    It is most when the forward pass is over, at any depth.
+    """
+    sizes: dict[tuple[Hashable, ...], int] = {}
+    for layer, case in enumerate(cases):
+        size = record.host.layers.get(layer, 0)
+        if sizes.setdefault(case, size) != size:
+            raise StructureError(f"layer {layer} has on the host what one treated alike has not")
+    layers = {layer: sizes[case] for layer, case in enumerate(deep)}
+    outside = {OUTSIDE: record.host.layers[OUTSIDE]} if OUTSIDE in record.host.layers else {}
+    return HostPeak(record.host.position, {**outside, **layers})
 
 
 def _check(record: Record) -> None:

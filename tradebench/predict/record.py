@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradebench.predict.operations import Operation
-from tradebench.predict.recorder import Mark, Recorder
+from tradebench.predict.recorder import ALL_ON_DEVICE, HostPeak, Mark, Recorder
 from tradebench.result import CATEGORIES, Phase
 from tradebench.worlds.meters import MemoryMeter, Part
 
@@ -30,7 +30,7 @@ class Record:
     decoder layer that belongs, -1 where to none. Of each block, `sizes` has the bytes asked for,
     `categories` what it was for (an index into CATEGORIES), and `paths` the module it was made in
     (an index into `modules`). `placed` says whether layers are known throughout; they are not where
-    weights lie on the host, whose tensors are not recorded; `host_bytes` is the most they took.
+    weights lie on the host, whose tensors are not recorded; `host` has the most that those took.
     """
 
     events: Integers
@@ -42,7 +42,12 @@ class Record:
     operations: tuple[Operation, ...]
     marks: tuple[Mark, ...]
     placed: bool = True
-    host_bytes: int = 0
+    host: HostPeak = ALL_ON_DEVICE
+
+    @property
+    def host_bytes(self) -> int:
+        """The most bytes that lay on the host."""
+        return sum(self.host.layers.values())
 
     @classmethod
     def of(cls, recorder: Recorder) -> Record:
@@ -61,7 +66,7 @@ class Record:
             operations=tuple(recorder.operations),
             marks=tuple(recorder.marks),
             placed=recorder.placed,
-            host_bytes=recorder.host_peak,
+            host=recorder.at_host_peak,
         )
 
 

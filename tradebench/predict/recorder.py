@@ -10,6 +10,7 @@ which layer a tensor will belong to; once the model is called, the layers' own t
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -50,6 +51,14 @@ class Mark(NamedTuple):
     name: str
 
 
+class HostPeak(NamedTuple):
+    """The most bytes that lay on the host: before which event, and of which decoder layers."""
+
+    position: int
+    layers: Mapping[int, int]
+
+
+ALL_ON_DEVICE = HostPeak(0, {})
 NOWHERE = Place(OUTSIDE, "")
 
 
@@ -72,6 +81,9 @@ class Recorder(ShardTracker):
         self.placed = True  # whether all tensors of layers lie on the device, and so have a home
         self.marks: list[Mark] = []
         self.operations: dict[Operation, int] = {}
+        self.at_host_peak = ALL_ON_DEVICE
+        self._host_bytes: Counter[int] = Counter()  # by layer, at this moment
+        self._host_homes: dict[int, int] = {}
         self._here = NOWHERE
         self._modules: WeakKeyDictionary[nn.Module, Place] = WeakKeyDictionary()
         self._stack: list[Place] = []
@@ -192,6 +204,19 @@ class Recorder(ShardTracker):
             position = bisect_right(self.events, block, lo=self._loose, key=lambda event: ~event)
         self.events.insert(position, ~block)
         self.layers.insert(position, layer)
+
+    def _see_on_host(self, storage: UntypedStorage) -> None:
+        key, before = storage._cdata, self.host_peak
+        if key not in self._on_host:
+            self._host_homes[key] = self._here.layer
+            self._host_bytes[self._here.layer] += storage.nbytes()
+        super()._see_on_host(storage)
+        if self.host_peak > before:
+            self.at_host_peak = HostPeak(len(self.events), dict(+self._host_bytes))
+
+    def _forget_on_host(self, key: int, size: int) -> None:
+        super()._forget_on_host(key, size)
+        self._host_bytes[self._host_homes.pop(key)] -= size
 
     def _enter(self, module: nn.Module, inputs: object) -> None:
         # Whoever is called first has all the others inside; some may have been put there since.

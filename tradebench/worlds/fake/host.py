@@ -2,7 +2,8 @@
 
 On a CPU a share that is offloaded stays where it is. Here it moves: sharded parameters to the host
 when they are made, copies of them to the device to be gathered, gradients to the host once they are
-added up. Whatever is computed on the host alone, such as optimizer states, stays there.
+added up. Whatever is computed on the host alone, such as optimizer states, stays there. Activations
+that are offloaded move to the host and come back as copies.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from tradebench.techniques import activation_offload
 from tradebench.worlds.host import on_host, put_on_host
 from tradebench.worlds.memory import tensors_in
 from tradebench.worlds.shards import made_of_tensors
@@ -76,7 +78,7 @@ def _copied_to_device(parameter: FSDPParam) -> list[Tensor]:
 
 
 def _copy_to_host(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, FakeTensor), "shares are offloaded in the fake world"
+    assert isinstance(tensor, FakeTensor), "it is the fake world that offloads here"
     with _disable_current_modes(), tensor.fake_mode:  # unseen until it has its note
         copy = torch.empty(tensor.shape, dtype=tensor.dtype)
     put_on_host(copy)
@@ -87,8 +89,19 @@ def _copy_to_device(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
+def _park(tensor: Tensor) -> Tensor:
+    """An activation on the host, which is seen there from now on."""
+    return _copy_to_host(tensor).detach()
+
+
+def _fetch(tensor: Tensor, device: torch.device) -> Tensor:
+    return _copy_to_device(tensor)
+
+
 OFFLOADING: tuple[tuple[Any, str, Any], ...] = (
     (FSDPParam, "_init_sharded_param", _make_share),
     (FSDPParam, "to_sharded_dtensor", _shard_gradient),
     (FSDPParam, "all_gather_inputs", property(_copied_to_device)),
+    (activation_offload, "to_host", _park),
+    (activation_offload, "to_device", _fetch),
 )
