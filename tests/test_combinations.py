@@ -54,6 +54,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
     ),
     "offload": ({"method": "activations"},),
     "sharding": ({"method": "fsdp2"},),
+    "data": ({"method": "packing"},),
     "loss": ({"method": "chunked", "tokens": 16},),
 }
 LORA = CHOICES["adapters"][0]

@@ -98,6 +98,15 @@ def longest(examples: Sequence[Example], budget: Budget) -> list[Example]:
     return [first, *(others * budget.batch)[: budget.batch - 1]]
 
 
+def fullest(examples: Sequence[Example], budget: Budget) -> list[Example]:
+    """The examples of the micro-batch with the most tokens, which padding hides and packing shows.
+
+    An example may be there twice, as where one epoch meets the next.
+    """
+    ordered = sorted(examples, key=lambda example: len(example.tokens), reverse=True)
+    return (ordered * budget.batch)[: budget.batch]
+
+
 def collate(examples: Sequence[Example], padding: int, device: str) -> Batch:
     """Right-padded tensors of shape (sequences, longest)."""
     longest = max(len(example.tokens) for example in examples)

@@ -129,7 +129,8 @@ def perform(
         stream = feed(trial, materials, seed)
         train(model, optimizer, stream, trial.budget, techniques, meter, listen, training)
         if data.uneven(materials.examples):
-            probe(model, optimizer, longest(trial, materials), techniques, meter)
+            for micro in longest(trial, materials):
+                probe(model, optimizer, micro, techniques, meter)
     del optimizer, stream
     judges.trained(model)
     if materials.evaluator is not None:
@@ -150,9 +151,20 @@ def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
     return stream
 
 
-def longest(trial: Trial, materials: Materials) -> list[Batch]:
-    """As many of the longest micro-batch as one optimizer step takes, through every technique."""
-    chosen = data.longest(materials.examples, trial.budget)
+def longest(trial: Trial, materials: Materials) -> list[list[Batch]]:
+    """The micro-batches that need most memory, as many of each as one optimizer step takes.
+
+    That is the longest with the most answers; and, where techniques make another shape of it, the
+    one with the most tokens.
+    """
+    answers = _repeated(trial, materials, data.longest(materials.examples, trial.budget))
+    tokens = _repeated(trial, materials, data.fullest(materials.examples, trial.budget))
+    alike = answers[0]["input_ids"].shape == tokens[0]["input_ids"].shape
+    return [answers] if alike else [answers, tokens]
+
+
+def _repeated(trial: Trial, materials: Materials, chosen: Sequence[data.Example]) -> list[Batch]:
+    """A step of nothing but these examples, through every technique."""
     stream: Iterator[Batch] = (
         data.collate(examples, materials.padding, materials.device) for examples in repeat(chosen)
     )

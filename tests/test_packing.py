@@ -1,0 +1,211 @@
+"""Packing: the sequences of a batch in fewer rows, and nothing of one in another."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import masking_utils
+
+from tradebench.predict.memory import predict_memory
+from tradebench.program import loop
+from tradebench.program.data import Example, collate
+from tradebench.program.measure import rehearse
+from tradebench.program.perform import longest, prepare
+from tradebench.result import Outcome
+from tradebench.techniques.packing import first_fit, packed
+from tradebench.techniques.protocol import IGNORED, model_inputs
+from tradebench.trial import Trial
+from tradebench.worlds.meters import MemoryMeter
+
+Settings = Mapping[str, Any]
+Make = Callable[..., Trial]
+Run = Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]
+
+PACKING: Settings = {"data": {"method": "packing"}}
+LENGTHS = (30, 7, 12, 18, 5, 9)
+
+
+def batch(lengths: Sequence[int] = LENGTHS) -> dict[str, Tensor]:
+    """Random sequences, every other token of which carries a label, from the first on."""
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for length in lengths:
+        tokens = tuple(torch.randint(6, 200, (length,), generator=generator).tolist())
+        labels = tuple(t if place % 2 == 0 else IGNORED for place, t in enumerate(tokens))
+        examples.append(Example(tokens, labels))
+    return dict(collate(examples, 0, "cpu"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32).train()
+
+
+def loss_and_gradients(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, Tensor]:
+    model.zero_grad()
+    loss = loop.summed_loss(model, batch) / loop.answer_tokens(batch)
+    loss.backward()
+    return float(loss.detach()), torch.cat(
+        [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    )
+
+
+def test_loss_and_gradients_are_those_of_the_padded_batch(model: Any) -> None:
+    expected, padded = loss_and_gradients(model, batch())
+    found, gradients = loss_and_gradients(model, packed(batch()))
+
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert float((gradients - padded).abs().max()) < 1e-6 * float(padded.abs().max()) * 10
+    assert packed(batch())["input_ids"].shape == (3, 30)
+
+
+def seen(model: Any, tokens: Mapping[str, Tensor], **options: Any) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(**model_inputs(tokens), **options).logits
+    return logits
+
+
+def test_no_sequence_sees_another(model: Any) -> None:
+    """Every logit of a packed sequence is what the sequence alone gives."""
+    whole = packed(batch())
+    found = seen(model, whole, use_cache=False)
+    for index, length in enumerate(LENGTHS):
+        alone = batch()["input_ids"][index : index + 1, :length]
+        expected = seen(model, {"input_ids": alone}, use_cache=False)[0]
+        row, place = next(
+            (row, place)
+            for row in range(len(found))
+            for place in range(31 - length)
+            if torch.equal(whole["input_ids"][row, place : place + length], alone[0])
+        )
+
+        torch.testing.assert_close(found[row, place : place + length], expected)
+
+
+@pytest.mark.parametrize("how", ["cache", "mask", "positions"])
+def test_what_keeps_sequences_apart_is_needed(
+    how: str, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a cache, without the mask, or without positions, sequences leak into each other."""
+    whole = dict(packed(batch()))
+    right = seen(model, whole, use_cache=False)
+    if how == "mask":
+        monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda positions: None)
+    if how == "positions":
+        del whole["position_ids"]
+    wrong = seen(model, whole, use_cache=how == "cache")
+
+    assert float((wrong - right).abs().max()) > 1e-3
+
+
+def test_tokens_and_answers_are_counted_as_before() -> None:
+    padded, whole = batch(), packed(batch())
+
+    assert loop.answer_tokens(whole) == loop.answer_tokens(padded)
+    assert int(whole["attention_mask"].sum()) == sum(LENGTHS)
+    assert sorted(whole["input_ids"][whole["attention_mask"] > 0].tolist()) == sorted(
+        padded["input_ids"][padded["attention_mask"] > 0].tolist()
+    )
+
+
+def test_positions_count_within_each_sequence_and_padding_goes_on() -> None:
+    whole = packed(batch((5, 2, 2, 4)))
+
+    assert whole["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 0, 1, 2]]
+    assert whole["attention_mask"].tolist() == [[1] * 5, [1] * 4 + [0], [1] * 4 + [0]]
+    assert whole["labels"][:, 0].tolist() == [IGNORED] * 3
+    assert whole["labels"][2, 2] == IGNORED
+
+
+@pytest.mark.parametrize(("lengths", "masked"), [((9, 8, 7), False), ((9, 4, 4), True)])
+def test_rows_that_nobody_shares_need_no_mask(lengths: Sequence[int], masked: bool) -> None:
+    positions = packed(batch(lengths))["position_ids"]
+
+    assert (masking_utils.find_packed_sequence_indices(positions) is not None) == masked
+
+
+def fewest(lengths: Sequence[int]) -> int:
+    """The fewest rows, by trying every assignment."""
+    longest = max(lengths)
+    for rows in range(1, len(lengths) + 1):
+        for choice in itertools.product(range(rows), repeat=len(lengths)):
+            sums = [0] * rows
+            for length, row in zip(lengths, choice, strict=True):
+                sums[row] += length
+            if max(sums) <= longest:
+                return rows
+    raise AssertionError("each can have a row of its own")
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5))
+@settings(derandomize=True, max_examples=40, deadline=None)
+def test_rows_are_as_few_as_can_be_but_for_one(lengths: list[int]) -> None:
+    rows = first_fit(lengths)
+
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= max(lengths) for row in rows)
+    assert fewest(lengths) <= len(rows) <= 11 * fewest(lengths) / 9 + 6 / 9
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Long prompts with a short answer, and short prompts with a longer one."""
+    shapes = [(28, 1), (27, 1), (26, 1), (2, 9), (3, 8), (1, 7), (2, 6), (4, 5)]
+    rows = [
+        {"prompt": " ".join(["river"] * prompt), "answer": " ".join(["town"] * answer)}
+        for prompt, answer in shapes
+    ]
+    file = tmp_path_factory.mktemp("data") / "mixed.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"data": {"file": str(file)}, "batch": 4}
+
+
+def test_training_packs_and_its_losses_are_those_of_padded_batches(
+    tiny_trial: Make, mixed: Mapping[str, Any], run_trial: Run
+) -> None:
+    rest = {"loss": {"method": "chunked", "tokens": 16}, "checkpointing": {"method": "full"}}
+    budget = {**mixed, "accumulation": 2}
+    _, expected, _ = run_trial(tiny_trial(rest, **budget))
+    _, losses, effects = run_trial(tiny_trial({**rest, **PACKING}, **budget))
+
+    assert losses == pytest.approx(expected, rel=1e-5)
+    # Three steps, and both batches that need most memory.
+    assert effects["data"]["sequences"] == (3 + 2) * 2 * 4
+    assert effects["data"]["rows"] < effects["data"]["sequences"]
+
+
+def test_batches_that_need_most_memory_are_tried_packed(
+    tiny_trial: Make, mixed: Mapping[str, Any]
+) -> None:
+    """Padding hides how long the others are; packing shows it."""
+    padded = longest(tiny_trial({}, **mixed), prepare(tiny_trial({}, **mixed)))
+    trial = tiny_trial(PACKING, **mixed)
+    most_answers, most_tokens = longest(trial, prepare(trial))
+
+    assert [micro[0]["input_ids"].shape for micro in padded] == [(4, 30)]
+    assert most_answers[0]["input_ids"].shape == (3, 30)
+    assert most_tokens[0]["input_ids"].shape == (4, 30)
+    assert loop.answer_tokens(most_answers[0]) > loop.answer_tokens(most_tokens[0])
+
+
+@pytest.mark.slow
+def test_packed_batches_take_the_same_bytes_in_both_worlds(
+    tiny_trial: Make, mixed: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tradebench.worlds.meters.Profiler", lambda: None)
+    trial = tiny_trial({**PACKING, "offload": {"method": "activations"}}, **mixed)
+    outcome = Outcome()
+    rehearse(trial, prepare(trial), outcome, lambda beat: None, MemoryMeter("cpu"))
+    fake = predict_memory(trial).measurements
+
+    assert fake["peak_tensor_bytes"] == outcome.measurements["peak_tensor_bytes"]
