@@ -98,9 +98,10 @@ def alone() -> list[dict[str, dict[str, Any]]]:
 def drawing() -> Iterator[list[dict[str, Any]]]:
     """Legal combinations of examples, others whenever the code of a technique changes."""
     source = random.Random(digest([technique.version() for technique in techniques()]))
+    by_slot = sorted(examples(), key=lambda example: str(example["slot"]))
     slots = [
         [None, *found]
-        for _, group in itertools.groupby(examples(), key=lambda example: example["slot"])
+        for _, group in itertools.groupby(by_slot, key=lambda example: example["slot"])
         for found in [list(group)]
     ]
     while True:

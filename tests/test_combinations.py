@@ -33,6 +33,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "bf16"},
         {"method": "bf16_autocast"},
         {"method": "fp16"},
+        {"method": "fp8"},
     ),
     "pruning": ({"method": "magnitude", "sparsity": 0.5},),
     "quantization": (
@@ -40,6 +41,10 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "nf4"},
         {"method": "nf4", "double": True},
         {"method": "fp4"},
+        {"method": "torchao_int8"},
+        {"method": "torchao_fp8"},
+        {"method": "qat"},
+        {"method": "qat", "activations": True},
     ),
     "adapters": (
         {"method": "lora", "rank": 4},
@@ -58,6 +63,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
     "loss": ({"method": "chunked", "tokens": 16},),
 }
 LORA = CHOICES["adapters"][0]
+TORCHAO = ("torchao_int8", "torchao_fp8")
 DRAWN_PAIRS, DRAWN_POINTS, DRAWN_SLOWLY = 40, 10, 150
 
 
@@ -83,9 +89,16 @@ def refused(settings: Point) -> list[str]:
     method = {slot: fields["method"] for slot, fields in settings.items()}
     merged = settings.get("adapters", {}).get("merge", False)
     reasons = {
-        "take no gradient": "quantization" in method and "adapters" not in method,
+        "take no gradient": method.get("quantization") not in (None, "qat")
+        and "adapters" not in method,
         "dora crashes": method.get("quantization") == "int8" and method.get("adapters") == "dora",
         "fills the zeros": bool(merged) and "pruning" in method,
+        "base has none": method.get("precision") == "fp8" and "quantization" in method,
+        "that qat rounds": bool(merged) and method.get("quantization") == "qat",
+        "norm of the dense": method.get("quantization") == "qat"
+        and method.get("adapters") == "dora",
+        "split over processes": method.get("quantization") == "qat" and "sharding" in method,
+        "into shares": method.get("quantization") in TORCHAO and "sharding" in method,
         "lose their scales": method.get("quantization") == "int8" and "sharding" in method,
         "cannot merge": bool(merged)
         and method.get("quantization") in ("nf4", "fp4")

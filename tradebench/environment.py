@@ -36,6 +36,7 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "gptqmodel",
+    "torchao",
 )
 
 # What every measured number depends on, besides the technique's own file.

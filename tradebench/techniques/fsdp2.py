@@ -63,7 +63,7 @@ class FSDP2(Technique):
             reasons.append(
                 "int8 weights lose their scales when they are sharded; use nf4 or fp4 instead"
             )
-        elif quantization is not None and trial.settings.get("adapters", {}).get("merge"):
+        elif quantization in ("nf4", "fp4") and trial.settings.get("adapters", {}).get("merge"):
             reasons.append("an adapter cannot merge into sharded 4 bit weights; set merge: false")
         return reasons
 

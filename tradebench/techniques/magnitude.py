@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
 from tradebench.techniques.targets import decoder_linears
+from tradebench.techniques.torchao_library import is_torchao
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,6 +113,8 @@ def _dense(linear: nn.Linear) -> Tensor:
         return (
             dequantize_4bit(whole, linear.quant_state) if isinstance(linear, Linear4bit) else whole
         )
+    if is_torchao(linear.weight):
+        return linear.weight.dequantize()
     if not get_bnb_param_type(linear.weight):
         return linear.weight
     weight: Tensor = dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None))

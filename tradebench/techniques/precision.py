@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.torchao_library import is_torchao
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,11 +34,15 @@ class Precision(Technique):
         return replace(request, dtype=dtype, compute_dtype=dtype)
 
     def effect(self, model: nn.Module) -> Effect:
-        """Count the parameters that were loaded, by format; adapters keep a format of their own."""
+        """Count the parameters that were loaded, by format.
+
+        Adapters keep a format of their own, and so do weights that are quantized.
+        """
         expected = {"fp32": "float32", "bf16": "bfloat16"}[self.method]
         counts: dict[str, int] = {}
         for name, parameter in model.named_parameters():
-            if ".lora_" not in name and parameter.is_floating_point():
+            dense = parameter.is_floating_point() and not is_torchao(parameter)
+            if ".lora_" not in name and dense:
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 counts[dtype] = counts.get(dtype, 0) + parameter.numel()
         if set(counts) != {expected}:

@@ -1,0 +1,140 @@
+"""fp8 training: products of 8-bit floats on bf16 parameters, with scales found anew at every use.
+
+The decoder's linear layers multiply rounded copies of weights, activations and gradients, forward
+and backward, which GPUs with units for them do at twice the rate of 16 bits. What is stored stays
+in bf16, the output head computes in bf16, and the copies take memory of their own: this saves time,
+not memory. On a CPU the same operations run without such units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tradebench.errors import UserError
+from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.targets import decoder_linears, replace_linears
+from tradebench.techniques.torchao_library import need_torchao
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tradebench.techniques.protocol import Effect
+    from tradebench.trial import Trial
+
+OLDEST = (8, 9)  # NVIDIA's first architecture with units for 8-bit floats is Ada
+
+
+class Float8(Technique):
+    """Multiplies 8-bit floats in the decoder's linear layers, by torchao; stores bf16.
+
+    It comes where layers would be quantized: once they are pruned and factored, and before they are
+    adapted.
+    """
+
+    slot, stage, axis = "precision", Stage.QUANTIZE, "method"
+    cite = "Micikevicius et al. 2022, arXiv:2209.05433; https://github.com/pytorch/ao"
+
+    method: Literal["fp8"]
+    scaling: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = Field(
+        "tensorwise",
+        description="a scale per tensor, or per row; gw_hp leaves gradients of weights in bf16",
+    )
+
+    @property
+    def label(self) -> str:
+        """`fp8`, or `fp8 rowwise`."""
+        return self.method if self.scaling == "tensorwise" else f"{self.method} {self.scaling}"
+
+    def conflicts(self, trial: Trial) -> list[str]:
+        """Quantized layers multiply in their own way."""
+        if trial.method("quantization") is not None:
+            return [
+                "fp8 multiplies in dense layers and a quantized base has none; use bf16 instead"
+            ]
+        return []
+
+    def cautions(self, trial: Trial) -> list[str]:
+        """What it saves and where, and what it wastes on a frozen base."""
+        notes = [
+            "fp8 saves time where a GPU has units for it and no memory: on a CPU it is slow, "
+            "which says nothing about a GPU"
+        ]
+        if trial.method("adapters") is not None:
+            notes.append(
+                "fp8 layers compute gradients for frozen weights as well and drop them: "
+                "a third of their products is wasted beside an adapter"
+            )
+        return notes
+
+    def load(self, request: LoadRequest) -> LoadRequest:
+        """Ask for bf16 parameters."""
+        import torch
+
+        return replace(request, dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
+
+    def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
+        """Let the decoder's linear layers multiply 8-bit floats; their weights stay as they are."""
+        need_torchao(self.method)
+        from torchao.float8.float8_linear import Float8Linear
+
+        _need_units(request.device)
+        config = self._config()
+
+        def convert(linear: nn.Linear) -> nn.Module:
+            converted: nn.Module = Float8Linear.from_float(linear, config)
+            return converted
+
+        replace_linears(model, convert)
+        return model
+
+    def effect(self, model: nn.Module) -> Effect:
+        """Count the layers that multiply 8-bit floats with these scales, and weights in bf16."""
+        import torch
+        from torchao.float8.float8_linear import Float8Linear
+
+        config = self._config()
+        layers = [linear for _, linear in decoder_linears(model)]
+        converted = [
+            linear
+            for linear in layers
+            if isinstance(linear, Float8Linear) and linear.config == config
+        ]
+        if not layers or len(converted) < len(layers):
+            raise ContradictionError(
+                f"{self.label} was asked for, but {len(layers) - len(converted)} of {len(layers)} "
+                "linear layers multiply otherwise"
+            )
+        wide = [linear for linear in layers if linear.weight.dtype != torch.bfloat16]
+        if wide:
+            raise ContradictionError(
+                f"{self.label} was asked for, but {len(wide)} weights are not stored in bf16"
+            )
+        return {"layers": len(converted), "scaling": self.scaling}
+
+    def _config(self) -> Any:
+        from torchao.float8 import Float8LinearConfig
+
+        recipe = Float8LinearConfig.from_recipe_name(self.scaling)
+        # Kernels want multiples of 16, and a batch may have any number of tokens.
+        return replace(recipe, pad_inner_dim=True)
+
+
+def _need_units(device: str) -> None:
+    """Refuse GPUs of NVIDIA without units for 8-bit floats, on which torch has no such product.
+
+    Raises:
+        UserError: the device is one of them.
+    """
+    import torch
+
+    if device != "cuda" or torch.version.hip is not None:
+        return
+    found = torch.cuda.get_device_capability()
+    if found < OLDEST:
+        raise UserError(
+            f"fp8 needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or later, and this one "
+            f"has {found[0]}.{found[1]}; use precision bf16 instead"
+        )
