@@ -137,8 +137,10 @@ class Recorder(ShardTracker):
         if len(self.sizes) > block and not self._stack:
             read = (self._block(tensor) for tensor in tensors)
             self._readings.append((block, tuple(each for each in read if each is not None)))
-        # Whatever neither allocates nor writes only looks at memory in another way.
-        if len(self.sizes) > block or func._schema.is_mutable:  # type: ignore[attr-defined]
+        # Whatever neither allocates nor writes only looks at memory in another way, and tensors of
+        # the meta device have none: libraries lay layers out on it whose weights they then replace.
+        writes = func._schema.is_mutable  # type: ignore[attr-defined]
+        if len(self.sizes) > block or (writes and not all(tensor.is_meta for tensor in tensors)):
             outputs = _specs(tensors_in((result,)))
             calls = [
                 (layer, Operation(_name(func), _specs(inputs), outputs))

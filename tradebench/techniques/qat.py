@@ -132,7 +132,8 @@ class QAT(Technique):
     def _dtype(self) -> torch.dtype:
         import torch
 
-        return {4: torch.int4, 8: torch.int8}[self.bits]
+        dtype: torch.dtype = getattr(torch, f"int{self.bits}")
+        return dtype
 
     def _target(self) -> Any:
         """What the weights become in the end."""
