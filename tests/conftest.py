@@ -53,9 +53,11 @@ LORA = {"method": "lora", "rank": 4}
 
 
 def examples() -> list[dict[str, Any]]:
-    """Every method at its defaults, and again with each of its switches thrown."""
+    """Every method that runs on a CPU at its defaults, and with each of its switches thrown."""
     found = []
     for technique in techniques():
+        if technique.cuda_only is not None:
+            continue
         for method in technique.methods():
             plain = {"slot": technique.slot, "method": method, **FITTING.get(method, {})}
             fields = technique.model_fields.items()

@@ -17,7 +17,7 @@ from tradebench.predict.memory import perform_fake, reach
 from tradebench.program.loop import surrounding
 from tradebench.program.perform import Materials
 from tradebench.result import Outcome, digest
-from tradebench.techniques import techniques
+from tradebench.techniques import catalogue, techniques
 from tradebench.trial import Model, Trial
 from tradebench.worlds.meters import MemoryMeter
 
@@ -52,6 +52,18 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "rslora", "rank": 4},
         {"method": "dora", "rank": 4},
         {"method": "dora", "rank": 4, "merge": True},
+    ),
+    "optimizer": (
+        {"method": "adamw", "implementation": "fused"},
+        {"method": "adamw", "implementation": "foreach"},
+        {"method": "adamw", "implementation": "for-loop"},
+        {"method": "adamw", "in_backward": True},
+        {"method": "adamw", "offload": True},
+        {"method": "adamw8bit"},
+        {"method": "adamw8bit", "in_backward": True},
+        {"method": "lion8bit"},
+        {"method": "paged_adamw"},
+        {"method": "paged_adamw8bit"},
     ),
     "checkpointing": (
         {"method": "full", "ratio": 0.5},
@@ -104,7 +116,23 @@ def refused(settings: Point) -> list[str]:
         and method.get("quantization") in ("nf4", "fp4")
         and "sharding" in method,
     }
+    optimizer, precision = settings.get("optimizer", {}), method.get("precision")
+    reasons |= {
+        "before fp16 gradients are unscaled": bool(optimizer.get("in_backward"))
+        and precision == "fp16",
+        "on the device and the host steps": bool(optimizer.get("offload")) and precision == "fp16",
+        "shares of a sharded model": "sharding" in method
+        and method.get("optimizer") in ("adamw8bit", "lion8bit", "paged_adamw", "paged_adamw8bit"),
+        "offloaded by the sharding itself": bool(optimizer.get("offload")) and "sharding" in method,
+    }
     return [reason for reason, holds in reasons.items() if holds]
+
+
+def runs_here(settings: Point) -> bool:
+    """Whether no part of it is for CUDA alone."""
+    return all(
+        catalogue()[slot][fields["method"]].cuda_only is None for slot, fields in settings.items()
+    )
 
 
 def name(settings: Point) -> str:
@@ -113,13 +141,13 @@ def name(settings: Point) -> str:
 
 
 PAIRS = [{}, *pairs()]
-LEGAL_PAIRS = [pair for pair in PAIRS if not refused(pair)]
+LEGAL_PAIRS = [pair for pair in PAIRS if not refused(pair) and runs_here(pair)]
 POINTS = [
     point
     for point in {name(point): point for point in itertools.islice(points(), 400)}.values()
     if point not in PAIRS
 ]
-LEGAL_POINTS = [point for point in POINTS if not refused(point)]
+LEGAL_POINTS = [point for point in POINTS if not refused(point) and runs_here(point)]
 DRAWN = [
     *random.Random(name(POINTS[0])).sample(LEGAL_PAIRS, DRAWN_PAIRS),
     *LEGAL_POINTS[:DRAWN_POINTS],

@@ -59,6 +59,11 @@ def name(example: dict[str, Any]) -> str:
 
 every_technique = pytest.mark.parametrize("technique", techniques(), ids=lambda kind: kind.__name__)
 every_example = pytest.mark.parametrize("example", examples(), ids=name)
+every_runnable = pytest.mark.parametrize(
+    "example",
+    [x for x in examples() if catalogue()[x["slot"]][x["method"]].cuda_only is None],
+    ids=name,
+)
 
 
 def technique_of(example: dict[str, Any]) -> Technique:
@@ -212,7 +217,7 @@ def test_conflicts_and_cautions_are_full_sentences(
 # What is true of a model.
 
 
-@every_example
+@every_runnable
 def test_a_technique_trains_and_proves_itself(
     example: dict[str, Any],
     tiny_trial: Callable[..., Trial],
@@ -244,7 +249,7 @@ def load_as_bf16(self: Technique, request: LoadRequest) -> LoadRequest:
     return replace(request, dtype=torch.bfloat16)
 
 
-@every_example
+@every_runnable
 def test_a_technique_that_was_dropped_is_found_out(
     example: dict[str, Any],
     tiny_trial: Callable[..., Trial],
@@ -261,7 +266,7 @@ def test_a_technique_that_was_dropped_is_found_out(
         run_trial(trial)
 
 
-@every_example
+@every_runnable
 def test_the_baseline_shows_no_trace_of_a_technique(
     example: dict[str, Any], tiny_trial: Callable[..., Trial], run_trial: Run
 ) -> None:
@@ -312,7 +317,7 @@ def test_an_adapter_starts_from_the_loss_of_its_base(
     assert adapted[0] == pytest.approx(baseline[0], rel=1e-6)
 
 
-@every_example
+@every_runnable
 def test_a_prior_evaluation_leaves_the_gradients_alone(
     example: dict[str, Any],
     tiny_trial: Callable[..., Trial],

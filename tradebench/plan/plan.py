@@ -51,11 +51,12 @@ def make(
 ) -> Plan:
     """Predict every legal trial and hold it against the device.
 
-    A trial that needs more GPUs than `gpus` is skipped, as an illegal one is. `watch` is told of
-    each trial once its prediction is there; without a cache every one is made anew. Where no single
-    change within the suite makes a point fit, a few beyond it are predicted for the advice alone.
+    A trial that needs more GPUs than `gpus`, or any where no device is named, is skipped as an
+    illegal one is. `watch` is told of each trial once its prediction is there; without a cache
+    every one is made anew. Where no single change within the suite makes a point fit, a few beyond
+    it are predicted for the advice alone.
     """
-    refusals = {trial.id: refuse(trial, gpus) for trial in trials}
+    refusals = {trial.id: refuse(trial, device, gpus) for trial in trials}
     asked = [trial for trial in trials if not refusals[trial.id]]
     pool = _Pool(target, cache, processes or cores(), program, watch or Watcher())
     found = pool.ask(asked)
@@ -67,7 +68,7 @@ def make(
         for trial in trials
     ]
     known = pool.known
-    further = alternatives(results, lambda trial: bool(refuse(trial, gpus)))
+    further = alternatives(results, lambda trial: bool(refuse(trial, device, gpus)))
     pool.watch.expect(len(further))
     beyond = pool.ask(further)
     others = [_predicted(suite, trial, beyond[trial.id], device, base, target) for trial in further]
@@ -109,9 +110,15 @@ class _Pool:
         return predict(trials, self.target, processes=self.processes, program=self.program)
 
 
-def refuse(trial: Trial, gpus: int | None) -> tuple[str, ...]:
+def refuse(trial: Trial, device: Device | None, gpus: int | None) -> tuple[str, ...]:
     """Why this trial is not predicted."""
     reasons = trial.conflicts()
+    if device is None:
+        reasons += tuple(
+            f"{part.cuda_only}; choose a device with --gpu."
+            for part in trial.techniques
+            if part.cuda_only is not None
+        )
     if gpus is not None and trial.ranks > gpus:
         reasons += (f"{trial.label} needs {trial.ranks} GPUs, and --gpus says {gpus}.",)
     return reasons

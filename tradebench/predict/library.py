@@ -90,6 +90,8 @@ class Library:
             shallow = self._blended(shallower(trial, short), ends)
             if not shallow.placed:
                 raise StructureError("layers whose weights lie on the host are not told apart")
+            if shallow.host_bytes:
+                raise StructureError("what each layer keeps on the host is not written down")
             try:
                 return extend(shallow, short, kinds, margin)
             except StructureError as error:

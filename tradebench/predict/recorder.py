@@ -141,9 +141,17 @@ class Recorder(ShardTracker):
         # the meta device have none: libraries lay layers out on it whose weights they then replace.
         writes = func._schema.is_mutable  # type: ignore[attr-defined]
         if len(self.sizes) > block or (writes and not all(tensor.is_meta for tensor in tensors)):
-            outputs = _specs(tensors_in((result,)))
+            made = self._tell_apart(position, args, result) if shared else {}
+            outputs = list(tensors_in((result,)))
             calls = [
-                (layer, Operation(_name(func), _specs(inputs), outputs))
+                (
+                    layer,
+                    Operation(
+                        _name(func),
+                        _specs(inputs),
+                        _specs(made.get(layer, ()) if made else outputs),
+                    ),
+                )
                 for layer, inputs in shared or ((self._here.layer, tensors),)
             ]
             self.events[position:position] = [
@@ -155,6 +163,28 @@ class Recorder(ShardTracker):
             self._here = before
         return result
 
+    def _tell_apart(self, position: int, args: Sequence[Any], results: Any) -> dict[int, list[Any]]:
+        """By layer what an operation on a list has made, where it made one from each of the list.
+
+        An optimizer that takes all parameters at once does. `position` is the first of its events.
+        """
+        sources = args[0] if args else None
+        if not isinstance(sources, list) or not isinstance(results, list | tuple):
+            return {}
+        if len(sources) != len(results):
+            return {}
+        found: dict[int, list[Any]] = {}
+        layers: dict[int | None, int] = {}
+        for source, made in zip(sources, results, strict=True):
+            block = self._block(source)
+            layer = OUTSIDE if block is None else self.homes[block]
+            layers[self._block(made)] = layer
+            found.setdefault(layer, []).append(made)
+        for index in range(position, len(self.events)):
+            block = self.events[index]
+            self.layers[index] = self.homes[block] = layers.get(block, OUTSIDE)
+        return found
+
     def _locate(self, tensors: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
         """Find out where the next operation belongs; by layer, if it works on several at once."""
         node = torch._C._current_autograd_node()
@@ -165,9 +195,11 @@ class Recorder(ShardTracker):
         elif self._stack:
             self._here = self._stack[-1]
         elif tensors:
+            blocks = list(map(self._block, tensors))
+            if all(block is None for block in blocks):  # what enters the world is made here
+                return []
             homes: dict[int, list[Tensor]] = {}
-            for tensor in tensors:
-                block = self._block(tensor)
+            for tensor, block in zip(tensors, blocks, strict=True):
                 layer = OUTSIDE if block is None else self.homes[block]
                 homes.setdefault(layer, []).append(tensor)
             layers = homes.keys() - {OUTSIDE}

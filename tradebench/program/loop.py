@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from tradebench.result import DivergedError
 from tradebench.techniques import Optimizer, Technique
 from tradebench.techniques.protocol import IGNORED, model_inputs
+from tradebench.techniques.stepping import BETAS, EPSILON, Stepping, trainable
 from tradebench.trial import Budget
 from tradebench.worlds.meters import Meter
 
@@ -78,6 +79,8 @@ def probe(
     Twenty steps rarely meet the longest batch of a data set; these foresee its memory. The second
     micro-batch is the first to run beside gradients, and all further ones are like it.
     """
+    # An optimizer that steps inside the backward pass steps here, too: by nothing.
+    optimizer.set_learning_rate(0.0)
     accumulate(model, optimizer, micro[:2], loss_function(techniques), techniques, meter)
     optimizer.zero_grad()
 
@@ -147,7 +150,7 @@ def surrounding(techniques: Iterable[Technique], device: str) -> Iterator[None]:
         yield
 
 
-class AdamW:
+class AdamW(Stepping):
     """AdamW in torch's fused implementation on every device.
 
     torch picks another implementation on CPU than on CUDA unless told, and their memory peaks
@@ -155,29 +158,8 @@ class AdamW:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.inner: torch.optim.Optimizer = torch.optim.AdamW(
-            trainable, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
+        super().__init__(
+            torch.optim.AdamW(
+                trainable(model), lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=True
+            )
         )
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of `loss`."""
-        loss.backward()
-
-    def step(self) -> None:
-        """Update the trainable parameters."""
-        self.inner.step()
-
-    def zero_grad(self) -> None:
-        """Drop the gradients, freeing their memory."""
-        self.inner.zero_grad(set_to_none=True)
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Use this learning rate from the next step on."""
-        for group in self.inner.param_groups:
-            group["lr"] = learning_rate
-
-    def state_tensors(self) -> Iterator[Tensor]:
-        """Both moments and the step counter of every parameter."""
-        for state in self.inner.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))

@@ -123,9 +123,10 @@ def perform(
         for part in trial.between(Stage.ADAPT, Stage.FEED):
             model = part.model(model, request)
         meter.holds("weights", model.parameters())
+        # Before an optimizer that drops each gradient once it is accumulated.
+        meter.trains(parameter for parameter in model.parameters() if parameter.requires_grad)
         optimizer = make_optimizer(trial, model)
         meter.holds("weights", model.buffers())
-        meter.trains(parameter for parameter in model.parameters() if parameter.requires_grad)
         stream = feed(trial, materials, seed)
         train(model, optimizer, stream, trial.budget, techniques, meter, listen, training)
         if data.uneven(materials.examples):
@@ -174,8 +175,13 @@ def _repeated(trial: Trial, materials: Materials, chosen: Sequence[data.Example]
 
 
 def make_optimizer(trial: Trial, model: nn.Module) -> Optimizer:
-    """AdamW over what trains, as the trial's techniques change it."""
+    """AdamW over what trains, or what a technique puts in its place, as all others wrap it.
+
+    Those others, a mask of gradients or their scaling, come earlier in the stage order and would be
+    lost inside an optimizer that is replaced.
+    """
+    instead = list(trial.between(Stage.OPTIMIZER, Stage.OPTIMIZER))
     factory: OptimizerFactory = AdamW
-    for part in trial.techniques:
+    for part in (*instead, *(part for part in trial.techniques if part not in instead)):
         factory = part.optimizer(factory)
     return factory(model)

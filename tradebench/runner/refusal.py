@@ -1,7 +1,8 @@
-"""Which points a run refuses: those that are illegal, and those that it has no processes for."""
+"""Which points a run refuses: those that are illegal, and those that this machine cannot run."""
 
 from __future__ import annotations
 
+from tradebench import environment
 from tradebench.trial import Trial
 
 PROCESSES = 1  # that a run gives to each trial
@@ -10,6 +11,12 @@ PROCESSES = 1  # that a run gives to each trial
 def refuse(trial: Trial) -> tuple[str, ...]:
     """Every reason not to run a trial, each with its remedy; none where it can run."""
     reasons = trial.conflicts()
+    if environment.gpu() is None:
+        reasons += tuple(
+            f"{part.cuda_only}; predict it with tradebench plan and a --gpu"
+            for part in trial.techniques
+            if part.cuda_only is not None
+        )
     if trial.ranks > PROCESSES:
         reasons += (
             f"{trial.label} needs {trial.ranks} processes, and a run has {PROCESSES}; "

@@ -2,8 +2,9 @@
 
 On a CPU a share that is offloaded stays where it is. Here it moves: sharded parameters to the host
 when they are made, copies of them to the device to be gathered, gradients to the host once they are
-added up. Whatever is computed on the host alone, such as optimizer states, stays there. Activations
-that are offloaded move to the host and come back as copies.
+added up. An optimizer that is offloaded copies parameters and gradients there, and what is paged is
+made there. Activations that are offloaded move to the host and come back as copies. Whatever is
+computed on the host alone, such as optimizer states, stays there.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tradebench.techniques import activation_offload
+from tradebench.techniques import activation_offload, adamw
+from tradebench.techniques.bitsandbytes_paged import PAGED_FROM
 from tradebench.worlds.host import on_host, put_on_host
 from tradebench.worlds.memory import tensors_in
 from tradebench.worlds.shards import made_of_tensors
@@ -78,11 +81,24 @@ def _copied_to_device(parameter: FSDPParam) -> list[Tensor]:
 
 
 def _copy_to_host(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, FakeTensor), "it is the fake world that offloads here"
-    with _disable_current_modes(), tensor.fake_mode:  # unseen until it has its note
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype)
-    put_on_host(copy)
-    return copy
+    return _make_on_host(tensor, tensor.dtype)
+
+
+def _make_on_host(like: Tensor, dtype: torch.dtype) -> Tensor:
+    assert isinstance(like, FakeTensor), "the host is apart in the fake world only"
+    with _disable_current_modes(), like.fake_mode:  # unseen until it has its note
+        made = torch.empty(like.shape, dtype=dtype)
+    put_on_host(made)
+    return made
+
+
+def _make_state(
+    optimizer: Optimizer8bit, parameter: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A state of a bitsandbytes optimizer, which it would not page on a CPU."""
+    if optimizer.is_paged and parameter.numel() >= PAGED_FROM:
+        return _make_on_host(parameter, dtype)
+    return torch.zeros_like(parameter, dtype=dtype)
 
 
 def _copy_to_device(tensor: Tensor) -> Tensor:
@@ -104,4 +120,6 @@ OFFLOADING: tuple[tuple[Any, str, Any], ...] = (
     (FSDPParam, "all_gather_inputs", property(_copied_to_device)),
     (activation_offload, "to_host", _park),
     (activation_offload, "to_device", _fetch),
+    (adamw, "to_host", _copy_to_host),
+    (Optimizer8bit, "get_state_buffer", _make_state),
 )
