@@ -45,7 +45,7 @@ SPECIAL = ("<|pad|>", "<|unknown|>", "<|bos|>", "<|end|>", "<|user|>", "<|assist
 LAYERS = 4
 DRAWN, DRAWN_SLOWLY, TRIED = 5, 60, 100
 # What the tiny batch needs to be cut into chunks.
-FITTING = {"chunked": {"tokens": 16}}
+FITTING = {"chunked": {"tokens": 16}, "galore": {"rank": 4}}
 LORA = {"method": "lora", "rank": 4}
 
 

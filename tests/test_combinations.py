@@ -62,6 +62,13 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "adamw8bit"},
         {"method": "adamw8bit", "in_backward": True},
         {"method": "lion8bit"},
+        {"method": "adafactor"},
+        {"method": "adafactor", "in_backward": True},
+        {"method": "galore", "rank": 4},
+        {"method": "galore", "rank": 4, "in_backward": True},
+        {"method": "torchao_adamw8bit"},
+        {"method": "torchao_adamw8bit", "in_backward": True},
+        {"method": "torchao_adamw4bit"},
         {"method": "paged_adamw"},
         {"method": "paged_adamw8bit"},
     ),
@@ -123,6 +130,18 @@ def refused(settings: Point) -> list[str]:
         "on the device and the host steps": bool(optimizer.get("offload")) and precision == "fp16",
         "shares of a sharded model": "sharding" in method
         and method.get("optimizer") in ("adamw8bit", "lion8bit", "paged_adamw", "paged_adamw8bit"),
+        "bf16 states that are sharded": "sharding" in method
+        and "adapters" not in method
+        and precision == "bf16"
+        and method.get("optimizer") in ("torchao_adamw8bit", "torchao_adamw4bit"),
+        "the means of whole matrices": "sharding" in method
+        and method.get("optimizer") == "adafactor",
+        "whole gradients and not their shares": "sharding" in method
+        and method.get("optimizer") == "galore",
+        "adapters freeze these": "adapters" in method and method.get("optimizer") == "galore",
+        "quantized weights do not have": "quantization" in method
+        and "adapters" not in method
+        and method.get("optimizer") == "galore",
         "offloaded by the sharding itself": bool(optimizer.get("offload")) and "sharding" in method,
     }
     return [reason for reason, holds in reasons.items() if holds]

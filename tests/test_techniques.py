@@ -36,7 +36,7 @@ Adapt = Callable[[Trial, nn.Module], nn.Module]
 Run = Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]
 
 # The tiny batch holds 62 tokens, which the default would take in one chunk.
-FITTING: dict[str, dict[str, Any]] = {"chunked": {"tokens": 16}}
+FITTING: dict[str, dict[str, Any]] = {"chunked": {"tokens": 16}, "galore": {"rank": 4}}
 LORA = {"method": "lora", "rank": 4}
 DESCRIBING = ("conflicts", "effect")
 

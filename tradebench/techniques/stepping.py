@@ -109,9 +109,10 @@ class Note:
     """What an optimizer was found to do, as evidence for `effect`; it keeps no state alive.
 
     `wrapper` is the class that the loop knows, `kind` that of the optimizer inside, and `settings`
-    what that goes by. `parameters` have states of `bytes` by format; `elements` holds the sizes of
-    the parameters by the format of their largest state. `paged` counts those with states in managed
-    memory, `waiting` those whose gradient was still there when the first step was over.
+    what that goes by. `parameters` have states, `kept` of them one of this name, `bytes` of this
+    format; `elements` holds the sizes of the parameters by the format of their largest state.
+    `paged` counts those with states in managed memory, `waiting` those whose gradient was still
+    there when the first step was over.
     """
 
     optimizer: weakref.ref[Stepping]
@@ -122,6 +123,7 @@ class Note:
     parameters: int = 0
     paged: int = 0
     waiting: int = 0
+    kept: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     elements: dict[str, list[int]] = field(default_factory=dict)
 
@@ -148,6 +150,8 @@ def write_note(model: nn.Module) -> None:
     seen: set[int] = set()
     for parameter, state in states.items():
         found.paged += any(getattr(value, "is_paged", False) for value in state.values())
+        for name in state:
+            found.kept[name] = found.kept.get(name, 0) + 1
         plain = [part for value in state.values() for part in _plain(value)]
         largest = max(plain, key=lambda tensor: tensor.nbytes, default=None)
         if largest is not None:

@@ -1,0 +1,145 @@
+"""Optimizer states in 8 or 4 bits by torchao: tensors of its own that also shard.
+
+Each moment takes a byte, or half of one, beside a scale per 256 or 128 values and a table of levels
+that every parameter has for itself. Parameters of fewer than 4,096 elements, or of no multiple of a
+block, keep theirs in their own format.
+
+torchao compiles its step, once for every shape, which takes minutes on a CPU and cannot be done
+without tensors. Here it runs as it is written: the figures are those of the uncompiled step, which
+holds half a dozen fp32 copies of one parameter, and are upper bounds of both time and memory.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tradebench.techniques.protocol import ContradictionError, Stage, Technique
+from tradebench.techniques.stepping import (
+    BETAS,
+    EPSILON,
+    Stepping,
+    conflict_when_sharded,
+    conflicts_in_backward,
+    note,
+    read_note,
+    step_in_backward,
+    trainable,
+    write_note,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
+    from tradebench.trial import Trial
+
+QUANTIZED_FROM = 4096  # elements, the library's own threshold
+BLOCKS = {"torchao_adamw8bit": 256, "torchao_adamw4bit": 128}  # values that share a scale
+
+
+class TorchaoAdamW(Technique):
+    """Keeps the moments of AdamW in 8 or 4 bits."""
+
+    slot, stage, axis = "optimizer", Stage.OPTIMIZER, "method"
+    cite = "Dettmers et al. 2021, arXiv:2110.02861; Li et al. 2023, arXiv:2309.01507; torchao"
+
+    method: Literal["torchao_adamw8bit", "torchao_adamw4bit"]
+    in_backward: bool = Field(
+        False, description="step inside the backward pass, as soon as a gradient is whole"
+    )
+
+    @property
+    def label(self) -> str:
+        """`torchao_adamw8bit`, with `in backward`."""
+        return f"{self.method} in backward" if self.in_backward else self.method
+
+    def conflicts(self, trial: Trial) -> list[str]:
+        """A sharded state is given fp32 for its format whatever the parameter has."""
+        reasons = conflicts_in_backward(trial) if self.in_backward else []
+        if trial.method("precision") == "bf16" and _trains_in_model_format(trial):
+            reasons += conflict_when_sharded(
+                trial, "torchao loses the format of bf16 states that are sharded; use bf16_autocast"
+            )
+        return reasons
+
+    def cautions(self, trial: Trial) -> list[str]:
+        """What is measured is not the compiled step."""
+        return ["the step of torchao runs uncompiled: read its time and its memory as bounds"]
+
+    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
+        """Take this optimizer in the place of the default."""
+
+        def make(model: nn.Module) -> Optimizer:
+            inner = uncompiled(self.method)(
+                trainable(model),
+                lr=0.0,
+                betas=BETAS,
+                eps=EPSILON,
+                weight_decay=0.0,
+                block_size=BLOCKS[self.method],
+            )
+            optimizer = FilledRate(inner)
+            if self.in_backward:
+                step_in_backward(optimizer, model)
+            note(model, optimizer)
+            return optimizer
+
+        return make
+
+    def stepped(self, model: nn.Module) -> None:
+        """Note what the optimizer holds."""
+        write_note(model)
+
+    def effect(self, model: nn.Module) -> Effect:
+        """Count the states in few bits; one that could be and is not is an error."""
+        found = read_note(model, self.label, uncompiled(self.method), in_backward=self.in_backward)
+        block = BLOCKS[self.method]
+        wide = [size for name, sizes in found.elements.items() if name != "uint8" for size in sizes]
+        wrong = sum(size >= QUANTIZED_FROM and size % block == 0 for size in wide)
+        if wrong:
+            raise ContradictionError(
+                f"{self.label} was asked for, but the states of {wrong} parameters are whole that "
+                f"have {QUANTIZED_FROM} elements and a multiple of {block}"
+            )
+        return {
+            "steps": found.steps,
+            "parameters": found.parameters,
+            "quantized": len(found.elements.get("uint8", ())),
+            "state_bytes": sum(found.bytes.values()),
+        }
+
+
+def _trains_in_model_format(trial: Trial) -> bool:
+    adapters = next((part for part in trial.techniques if part.slot == "adapters"), None)
+    return getattr(adapters, "dtype", "model") == "model"
+
+
+class FilledRate(Stepping):
+    """An optimizer whose learning rate is a tensor: putting a number in its place is an error."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this learning rate from the next step on."""
+        for group in self.inner.param_groups:
+            group["lr"].fill_(learning_rate)
+
+
+@cache
+def uncompiled(method: str) -> Any:
+    """The library's class, with a step that runs as it is written."""
+    import torch
+    from torchao import optim
+
+    kind: Any = {"torchao_adamw8bit": optim.AdamW8bit, "torchao_adamw4bit": optim.AdamW4bit}[method]
+
+    class Uncompiled(kind):  # type: ignore[misc]  # torchao is untyped
+        """AdamW of torchao, uncompiled."""
+
+        def step(self, closure: None = None) -> None:
+            """Update every parameter that has a gradient."""
+            with torch.compiler.set_stance("force_eager"):
+                super().step(closure)
+
+    return Uncompiled
