@@ -125,9 +125,9 @@ def refused(settings: Point) -> list[str]:
     }
     optimizer, precision = settings.get("optimizer", {}), method.get("precision")
     reasons |= {
-        "before fp16 gradients are unscaled": bool(optimizer.get("in_backward"))
-        and precision == "fp16",
-        "on the device and the host steps": bool(optimizer.get("offload")) and precision == "fp16",
+        "plain fused step of adamw alone": precision == "fp16"
+        and "optimizer" in method
+        and optimizer != {"method": "adamw", "implementation": "fused"},
         "shares of a sharded model": "sharding" in method
         and method.get("optimizer") in ("adamw8bit", "lion8bit", "paged_adamw", "paged_adamw8bit"),
         "bf16 states that are sharded": "sharding" in method

@@ -91,6 +91,9 @@ class Recorder(ShardTracker):
         # What was read for the blocks made since: (first block made, blocks that were read).
         self._readings: list[tuple[int, tuple[int, ...]]] = []
         self._loose = -1  # where the present run of releases outside of any layer began
+        self._new: set[int] = set()  # states that may not be of the layer that they are taken for
+        self._stepping = False  # whether the optimizer's step is running
+        self._from_nothing = False  # whether the optimizer is making such a one
         # Autograd nodes are numbered as they are made: which module made those from here on.
         self._numbers: list[int] = [0]
         self._makers: list[Place] = [NOWHERE]
@@ -110,10 +113,12 @@ class Recorder(ShardTracker):
     def within(self, kind: MarkKind, name: str) -> Iterator[None]:
         """Mark where something begins and ends."""
         self._mark(kind, name)
+        self._stepping = (kind, name) == ("part", "optimizer")
         try:
             yield
         finally:
             self._mark(kind, "")
+            self._stepping = False
             if kind != "phase":  # all of a step has its place: no layer is prepared in it
                 self._settle_here()
 
@@ -132,6 +137,7 @@ class Recorder(ShardTracker):
         tensors = list(tensors_in((*args, *kwargs.values())))
         before = self._here
         shared = self._locate(tensors)
+        self._from_nothing = self._stepping and all(self._block(part) is None for part in tensors)
         position, block = len(self.events), len(self.sizes)
         result = super().follow(func, types, args, kwargs)
         if len(self.sizes) > block and not self._stack:
@@ -198,6 +204,8 @@ class Recorder(ShardTracker):
             blocks = list(map(self._block, tensors))
             if all(block is None for block in blocks):  # what enters the world is made here
                 return []
+            if self._among_new(blocks):
+                return []
             homes: dict[int, list[Tensor]] = {}
             for tensor, block in zip(tensors, blocks, strict=True):
                 layer = OUTSIDE if block is None else self.homes[block]
@@ -211,6 +219,22 @@ class Recorder(ShardTracker):
             self._here = Place(layers.pop(), "") if layers else NOWHERE
         return []
 
+    def _among_new(self, blocks: Sequence[int | None]) -> bool:
+        """Whether states of the optimizer are read that do not tell where an operation belongs.
+
+        A state that is made from nothing is taken for one of the layer before, until it is read
+        beside what is surely of one layer. By itself it leaves an operation where the last one was.
+        """
+        known = {block for block in blocks if block is not None}
+        new = known & self._new
+        sure = {self.homes[block] for block in known - new} - {OUTSIDE}
+        if len(sure) == 1:
+            (layer,) = sure
+            self._new -= new
+            for block in new:
+                self.homes[block] = layer
+        return not sure and len({self.homes[block] for block in new}) == 1
+
     def _resize(self, storage: Storage, size: int) -> None:
         old, block = storage.size, storage.block
         if size:
@@ -221,6 +245,8 @@ class Recorder(ShardTracker):
             self.storages.append(storage)
             self.paths.append(self._here.path)
             self.homes.append(self._here.layer)
+            if self._from_nothing and self._here.layer != OUTSIDE:
+                self._new.add(storage.block)
             self._loose = -1
             if block >= 0:  # another size of what has been there
                 self._readings.append((storage.block, (block,)))

@@ -20,6 +20,7 @@ from tradebench.techniques.stepping import (
     Stepping,
     conflict_when_sharded,
     conflicts_in_backward,
+    conflicts_with_fp16,
     note,
     read_note,
     step_in_backward,
@@ -54,7 +55,8 @@ class Adafactor(Technique):
 
     def conflicts(self, trial: Trial) -> list[str]:
         """Means of rows and columns are those of whole matrices."""
-        reasons = conflicts_in_backward(trial) if self.in_backward else []
+        reasons = conflicts_with_fp16(trial)
+        reasons += conflicts_in_backward(trial) if self.in_backward else []
         return reasons + conflict_when_sharded(
             trial, "adafactor takes the means of whole matrices and not of their shares; use adamw"
         )

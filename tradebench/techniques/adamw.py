@@ -20,6 +20,7 @@ from tradebench.techniques.stepping import (
     Stepping,
     conflict_when_sharded,
     conflicts_in_backward,
+    conflicts_with_fp16,
     note,
     read_note,
     step_in_backward,
@@ -72,15 +73,12 @@ class AdamW(Technique):
     def conflicts(self, trial: Trial) -> list[str]:
         """Nothing steps before gradients are whole, and the host is given whole parameters."""
         reasons = conflicts_in_backward(trial) if self.in_backward else []
+        if self.in_backward or self.offload or self.implementation != "fused":
+            reasons += conflicts_with_fp16(trial)
         if self.offload:
             reasons += conflict_when_sharded(
                 trial, "shares are offloaded by the sharding itself; set sharding offload: true"
             )
-            if trial.method("precision") == "fp16":
-                reasons.append(
-                    "fp16 gradients are unscaled on the device and the host steps; "
-                    "use bf16_autocast"
-                )
         return reasons
 
     def cautions(self, trial: Trial) -> list[str]:

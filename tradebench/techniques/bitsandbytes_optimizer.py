@@ -19,6 +19,7 @@ from tradebench.techniques.stepping import (
     Stepping,
     conflict_when_sharded,
     conflicts_in_backward,
+    conflicts_with_fp16,
     note,
     read_note,
     step_in_backward,
@@ -55,7 +56,8 @@ class Bitsandbytes8bit(Technique):
 
     def conflicts(self, trial: Trial) -> list[str]:
         """The library takes plain tensors only."""
-        reasons = conflicts_in_backward(trial) if self.in_backward else []
+        reasons = conflicts_with_fp16(trial)
+        reasons += conflicts_in_backward(trial) if self.in_backward else []
         return reasons + conflict_when_sharded(trial, WHOLE)
 
     def cautions(self, trial: Trial) -> list[str]:

@@ -21,6 +21,7 @@ from tradebench.techniques.stepping import (
     EPSILON,
     Stepping,
     conflict_when_sharded,
+    conflicts_with_fp16,
     note,
     read_note,
     trainable,
@@ -50,7 +51,7 @@ class PagedAdamW(Technique):
 
     def conflicts(self, trial: Trial) -> list[str]:
         """The library takes plain tensors only."""
-        return conflict_when_sharded(trial, WHOLE)
+        return conflicts_with_fp16(trial) + conflict_when_sharded(trial, WHOLE)
 
     def cautions(self, trial: Trial) -> list[str]:
         """Where paged states count, and what stays in fp32."""

@@ -23,6 +23,7 @@ from tradebench.techniques.stepping import (
     Stepping,
     conflict_when_sharded,
     conflicts_in_backward,
+    conflicts_with_fp16,
     note,
     read_note,
     step_in_backward,
@@ -68,7 +69,8 @@ class GaLore(Technique):
 
     def conflicts(self, trial: Trial) -> list[str]:
         """Only the gradients of whole, dense matrices can be projected."""
-        reasons = conflicts_in_backward(trial) if self.in_backward else []
+        reasons = conflicts_with_fp16(trial)
+        reasons += conflicts_in_backward(trial) if self.in_backward else []
         if trial.method("adapters") is not None:
             reasons.append(
                 "galore projects the gradients of whole matrices and adapters freeze these; "

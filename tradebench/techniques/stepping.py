@@ -84,19 +84,24 @@ def step_in_backward(optimizer: Stepping, model: nn.Module) -> None:
 
 
 def conflicts_in_backward(trial: Trial) -> list[str]:
-    """What a step inside the backward pass cannot be part of."""
-    reasons = []
-    if trial.budget.accumulation > 1:
-        reasons.append(
-            "a step inside the backward pass cannot wait for further micro batches; "
-            "set accumulation: 1"
-        )
-    if trial.method("precision") == "fp16":
-        reasons.append(
-            "a step inside the backward pass comes before fp16 gradients are unscaled; "
-            "use bf16_autocast"
-        )
-    return reasons
+    """A step inside the backward pass cannot be part of gradients that are still added up."""
+    if trial.budget.accumulation == 1:
+        return []
+    return [
+        "a step inside the backward pass cannot wait for further micro batches; set accumulation: 1"
+    ]
+
+
+def conflicts_with_fp16(trial: Trial) -> list[str]:
+    """What steps on gradients that a kernel of its own has not unscaled.
+
+    Elsewhere the scaler leaves the first steps out until its scale fits, and with them the states:
+    a rehearsal of two steps would find too little memory. Inside a backward pass, and on the host,
+    nothing is unscaled at all.
+    """
+    if trial.method("precision") != "fp16":
+        return []
+    return ["fp16 gradients are unscaled by the plain fused step of adamw alone; use bf16_autocast"]
 
 
 def conflict_when_sharded(trial: Trial, reason: str) -> list[str]:

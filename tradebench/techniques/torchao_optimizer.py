@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tradebench.techniques.protocol import ContradictionError, Stage, Technique
+from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
 from tradebench.techniques.stepping import (
     BETAS,
     EPSILON,
     Stepping,
     conflict_when_sharded,
     conflicts_in_backward,
+    conflicts_with_fp16,
     note,
     read_note,
     step_in_backward,
@@ -58,7 +59,8 @@ class TorchaoAdamW(Technique):
 
     def conflicts(self, trial: Trial) -> list[str]:
         """A sharded state is given fp32 for its format whatever the parameter has."""
-        reasons = conflicts_in_backward(trial) if self.in_backward else []
+        reasons = conflicts_with_fp16(trial)
+        reasons += conflicts_in_backward(trial) if self.in_backward else []
         if trial.method("precision") == "bf16" and _trains_in_model_format(trial):
             reasons += conflict_when_sharded(
                 trial, "torchao loses the format of bf16 states that are sharded; use bf16_autocast"
@@ -68,6 +70,18 @@ class TorchaoAdamW(Technique):
     def cautions(self, trial: Trial) -> list[str]:
         """What is measured is not the compiled step."""
         return ["the step of torchao runs uncompiled: read its time and its memory as bounds"]
+
+    def load(self, request: LoadRequest) -> LoadRequest:
+        """Have the library make its tables of levels, which it keeps for good.
+
+        It makes them where it is first asked: in a fake world they would hold no levels.
+        """
+        from torchao.optim import subclass_4bit, subclass_8bit
+
+        for module in (subclass_4bit, subclass_8bit):
+            module.get_qmap_signed()
+            module.get_qmap_unsigned()
+        return request
 
     def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
         """Take this optimizer in the place of the default."""
