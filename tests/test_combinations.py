@@ -36,6 +36,11 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "fp8"},
     ),
     "pruning": ({"method": "magnitude", "sparsity": 0.5},),
+    "low_rank": (
+        {"method": "svd", "rank": 16},
+        {"method": "svd_activation", "rank": 16, "calibration": 2},
+        {"method": "svd", "energy": 0.5},
+    ),
     "quantization": (
         {"method": "int8"},
         {"method": "nf4"},
@@ -52,6 +57,12 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "rslora", "rank": 4},
         {"method": "dora", "rank": 4},
         {"method": "dora", "rank": 4, "merge": True},
+        {"method": "pissa", "rank": 4},
+        {"method": "pissa", "rank": 4, "merge": True},
+        {"method": "oft", "block": 16},
+        {"method": "oft", "block": 16, "merge": True},
+        {"method": "vera", "rank": 32},
+        {"method": "vera", "rank": 32, "merge": True},
     ),
     "optimizer": (
         {"method": "adamw", "implementation": "fused"},
@@ -122,6 +133,14 @@ def refused(settings: Point) -> list[str]:
         "cannot merge": bool(merged)
         and method.get("quantization") in ("nf4", "fp4")
         and "sharding" in method,
+        "have no zeros": "low_rank" in method and "pruning" in method,
+        "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
+        "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,
+        "merge into sharded weights": bool(merged)
+        and method.get("adapters") in ("oft", "vera")
+        and "sharding" in method,
+        "do not divide": method.get("adapters") == "oft"
+        and settings.get("low_rank", {}).get("rank", 16) % 16 != 0,
     }
     optimizer, precision = settings.get("optimizer", {}), method.get("precision")
     reasons |= {

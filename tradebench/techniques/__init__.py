@@ -7,6 +7,7 @@ A package outside tradebench adds techniques through the entry-point group
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from functools import lru_cache
@@ -47,6 +48,7 @@ def techniques() -> tuple[type[Technique], ...]:
             if isinstance(value, type)
             and issubclass(value, Technique)
             and value.__module__ == names["__name__"]
+            and not inspect.isabstract(value)  # what several techniques share
             and value is not Technique
         ]
     found += [point.load() for point in entry_points(group="tradebench.techniques")]

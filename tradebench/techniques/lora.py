@@ -1,45 +1,49 @@
 """Low-rank adapters: freeze the model and train two thin matrices beside every linear layer.
 
 Gradients and optimizer states shrink to those of the adapters; activations stay. rsLoRA scales by
-the square root of the rank, DoRA trains direction and magnitude apart. Adapters are in fp32 unless
-asked otherwise, and beside 16-bit weights every adapted layer then keeps an fp32 copy of its input.
+the square root of the rank, DoRA trains direction and magnitude apart, PiSSA starts from the
+largest singular values and leaves the rest to the base. Adapters are in fp32 unless asked
+otherwise, and beside 16-bit weights every adapted layer then keeps an fp32 copy of its input.
 Dropout keeps the dropped input of every adapted layer, and a mask.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.peft_adapters import PeftAdapter
+from tradebench.techniques.protocol import ContradictionError, LoadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from peft import LoraConfig
     from torch import nn
 
-    from tradebench.techniques.protocol import Effect
     from tradebench.trial import Trial
 
+STARTS = "pissa_starts"  # the attribute of a model that holds where its PiSSA adapters started
 
-class Lora(Technique):
+
+class Lora(PeftAdapter):
     """Trains rank-`rank` adapters on a frozen base, by peft."""
 
-    slot, stage, axis = "adapters", Stage.ADAPT, "rank"
-    cite = "Hu et al. 2021, arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; peft"
-
-    affine = ("rank",)
-
-    method: Literal["lora", "rslora", "dora"]
-    rank: int = Field(16, ge=1, description="columns of each adapter matrix")
-    alpha: float | None = Field(None, gt=0, description="scale of the update; twice the rank")
-    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        "all-linear", description="names of the linear layers that get an adapter"
+    axis = "rank"
+    cite = (
+        "Hu et al. 2021, arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; "
+        "PiSSA arXiv:2404.02948; peft"
     )
-    merge: bool = Field(False, description="merge into the base before the final evaluation")
+    affine = ("rank",)
+    still = "lora_B"
+
+    method: Literal["lora", "rslora", "dora", "pissa"]
+    rank: int = Field(16, ge=1, description="columns of each adapter matrix")
+    alpha: float | None = Field(
+        None, gt=0, description="scale of the update; twice the rank, for pissa the rank"
+    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of an adapter's inputs dropped in training"
     )
@@ -65,104 +69,94 @@ class Lora(Technique):
         return fields
 
     def conflicts(self, trial: Trial) -> list[str]:
-        """Merging fills the zeros of a pruned base."""
-        if self.merge and trial.method("pruning") is not None:
-            return ["merging an adapter fills the zeros of a pruned base; set merge: false"]
-        return []
+        """PiSSA moves a part of the base's dense weights into the adapters."""
+        reasons = super().conflicts(trial)
+        if self.method == "pissa":
+            if trial.method("quantization") is not None:
+                reasons.append(
+                    "pissa takes its start out of dense weights and cannot read quantized ones; "
+                    "use lora instead"
+                )
+            if trial.method("pruning") is not None:
+                reasons.append(
+                    "pissa takes its start out of the weights, which undoes the zeros of a pruned "
+                    "base; use lora instead"
+                )
+        return reasons
 
     def cautions(self, trial: Trial) -> list[str]:
-        """Merging into integers rounds, and so do steps in 16 bits."""
-        method = trial.method("quantization")
-        found = []
-        if self.merge and method is not None:
-            found.append(f"merging rounds the adapter into {method} weights: scores may move")
-        if self.dtype == "model" and trial.method("precision") == "bf16":
+        """Steps in 16 bits round, too, and so does what PiSSA leaves of 16-bit weights."""
+        found = super().cautions(trial)
+        bf16 = trial.method("precision") == "bf16"
+        if self.dtype == "model" and bf16:
             found.append(
                 "adapters in bf16 round small steps away: they may learn less than in fp32"
             )
+        if self.method == "pissa" and bf16:
+            found.append(
+                "pissa rounds what it leaves of the base to bf16: training starts near the base, "
+                "and not at it"
+            )
         return found
 
-    def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
-        """Freeze the model and wrap the target layers; the update starts at zero."""
-        from peft import LoraConfig, get_peft_model
+    def config(self) -> LoraConfig:
+        """The adapters: an update that starts at zero, or out of the base's weights (PiSSA)."""
+        from peft import LoraConfig
 
-        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
-        config = LoraConfig(
+        pissa = self.method == "pissa"
+        return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha or 2 * self.rank,
-            target_modules=targets,
+            lora_alpha=self.alpha or (self.rank if pissa else 2 * self.rank),
+            target_modules=self.target_modules,
             lora_dropout=self.dropout,
             use_rslora=self.method == "rslora",
             use_dora=self.method == "dora",
+            init_lora_weights="pissa" if pissa else True,
             task_type="CAUSAL_LM",
         )
+
+    def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
+        """Freeze the model and wrap the target layers."""
+        from peft import get_peft_model
+
         adapted: nn.Module = get_peft_model(
-            model, config, autocast_adapter_dtype=self.dtype == "fp32"
+            model, self.config(), autocast_adapter_dtype=self.dtype == "fp32"
         )
         if self.dtype == "model":
             # peft leaves those of quantized layers in fp32, since integers are no format for them.
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(request.dtype)
+        if self.method == "pissa":
+            setattr(adapted, STARTS, _sizes(dict(adapted.named_parameters())))
         return adapted
 
-    def trained(self, model: nn.Module) -> nn.Module:
-        """Fold the adapters into the base, where that was asked for."""
-        if not self.merge:
-            return model
-        with warnings.catch_warnings():
-            # That merging rounds is among the cautions, before the trial runs.
-            warnings.filterwarnings("ignore", "Merge lora module to .*-bit linear")
-            merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]  # peft's method
-        return merged
+    def check_settings(self, model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> None:
+        """Hold the adapters to their rank, method, format and dropout.
 
-    def effect(self, model: nn.Module) -> Effect:
-        """Count adapted layers and what trains; a frozen adapter or a training base is an error."""
-        adapters = {
-            name: parameter for name, parameter in model.named_parameters() if ".lora_" in name
-        }
-        frozen = [name for name, parameter in adapters.items() if not parameter.requires_grad]
-        training = [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and name not in adapters
-        ]
-        if not adapters or frozen or training:
-            raise ContradictionError(
-                f"{self.method} was asked for, but the model has {len(adapters)} adapter matrices, "
-                f"{len(frozen)} of them frozen, and {len(training)} base parameters that train"
-            )
-        matrices = [parameter for name, parameter in adapters.items() if ".lora_A." in name]
-        wrong = {matrix.shape[0] for matrix in matrices} - {self.rank}
+        Raises:
+            ContradictionError: they were not made as asked for.
+        """
+        wrong = {part.shape[0] for name, part in adapters.items() if ".lora_A." in name}
+        wrong -= {self.rank}
         if wrong:
             raise ContradictionError(f"rank {self.rank} was asked for, but adapters have {wrong}")
-        missed = (
-            []
-            if self.targets == "all-linear"
-            else [
-                target
-                for target in self.targets
-                if not any(f"{target}.lora_" in name for name in adapters)
-            ]
-        )
-        if missed:
-            raise ContradictionError(f"no layer named {', '.join(missed)} got an adapter")
+        magnitudes = any(".lora_magnitude_vector." in name for name in adapters)
+        if magnitudes != (self.method == "dora") or hasattr(model, STARTS) != (
+            self.method == "pissa"
+        ):
+            raise ContradictionError(
+                f"{self.method} was asked for, but the adapters are those of another method"
+            )
         self._check_format(model, adapters)
         self._check_dropout(model)
-        # They start at zero, so one that is zero still has never had a gradient.
-        still = sum(
-            bool(parameter.abs().sum() == 0)
-            for name, parameter in adapters.items()
-            if ".lora_B." in name
-        )
-        if still:
-            raise ContradictionError(
-                f"{still} of {len(matrices)} {self.method} adapters were not moved by training"
-            )
-        return {
-            "layers": len(matrices),
-            "trainable_parameters": sum(parameter.numel() for parameter in adapters.values()),
-        }
+
+    def unmoved(self, model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> int:
+        """How many adapters training did not move from zero, or from where PiSSA starts."""
+        if self.method != "pissa":
+            return super().unmoved(model, adapters)
+        starts, ends = getattr(model, STARTS), _sizes(adapters)
+        return sum(starts[name] == size for name, size in ends.items())
 
     def _check_format(self, model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> None:
         """Hold the adapters to fp32, or to the format of the embeddings, which nothing quantizes.
@@ -196,6 +190,15 @@ class Lora(Technique):
             raise ContradictionError(
                 f"a dropout of {self.dropout:g} was asked for, but adapters drop {sorted(shares)}"
             )
+
+
+def _sizes(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """The sum of each lora_B's absolute values: equal again only where nothing moved it."""
+    return {
+        name: float(parameter.detach().abs().sum())
+        for name, parameter in parameters.items()
+        if ".lora_B." in name
+    }
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.targets import of_adapter
 from tradebench.techniques.torchao_library import is_torchao
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Precision(Technique):
         counts: dict[str, int] = {}
         for name, parameter in model.named_parameters():
             dense = parameter.is_floating_point() and not is_torchao(parameter)
-            if ".lora_" not in name and dense:
+            if not of_adapter(model, name) and dense:
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 counts[dtype] = counts.get(dtype, 0) + parameter.numel()
         if set(counts) != {expected}:

@@ -144,8 +144,12 @@ class Technique(BaseModel):
 
     @classmethod
     def version(cls) -> str:
-        """A digest of the technique's source file: a change there makes old results stale."""
-        return _source_digest(inspect.getfile(cls))
+        """A digest of the technique's source: a change there makes old results stale.
+
+        The file of a class that several techniques share counts as theirs.
+        """
+        kinds = [kind for kind in cls.__mro__ if issubclass(kind, Technique)]
+        return _source_digest(*(inspect.getfile(kind) for kind in kinds if kind is not Technique))
 
     @classmethod
     def touches(cls) -> tuple[str, ...]:
@@ -272,5 +276,5 @@ class ContradictionError(Exception):
 
 
 @lru_cache
-def _source_digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def _source_digest(*paths: str) -> str:
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()[:12]

@@ -30,9 +30,25 @@ def decoder_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
         if (
             isinstance(module, nn.Linear)
             and any(name.startswith(f"{layer}.") for layer in inside)
-            and ".lora_" not in name
+            and not of_adapter(model, name)
         ):
             yield name, module
+
+
+def of_adapter(model: nn.Module, name: str) -> bool:
+    """Whether a module or parameter of this name is no part of the model that was loaded.
+
+    Every layer of peft, whatever its method, keeps the one that it wraps as `base_layer`; all else
+    inside it is the adapter's.
+    """
+    module: nn.Module | None = model
+    for part in name.split("."):
+        if module is None:
+            return False
+        if "base_layer" in module._modules and part != "base_layer":
+            return True
+        module = module._modules.get(part)
+    return False
 
 
 def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
