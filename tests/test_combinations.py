@@ -50,6 +50,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "torchao_fp8"},
         {"method": "qat"},
         {"method": "qat", "activations": True},
+        {"method": "rtn", "bits": 3, "group": 64},
     ),
     "adapters": (
         {"method": "lora", "rank": 4},
@@ -131,8 +132,9 @@ def refused(settings: Point) -> list[str]:
         "into shares": method.get("quantization") in TORCHAO and "sharding" in method,
         "lose their scales": method.get("quantization") == "int8" and "sharding" in method,
         "cannot merge": bool(merged)
-        and method.get("quantization") in ("nf4", "fp4")
+        and method.get("quantization") in ("nf4", "fp4", "rtn")
         and "sharding" in method,
+        "merge into packed": bool(merged) and method.get("quantization") == "rtn",
         "have no zeros": "low_rank" in method and "pruning" in method,
         "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
         "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,
