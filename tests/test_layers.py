@@ -39,6 +39,7 @@ LEVELS = {
     "published": 3,
     "environment": 3,
     "knobs": 3,
+    "pairs": 3,
     "store": 3,
     "suite": 3,
     "worlds": 3,
@@ -168,7 +169,13 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["techniques"], ["suite", "check", "suites/smoke.yaml"], ["reference", "info"]],
+    [
+        ["--help"],
+        ["techniques"],
+        ["techniques", "--pairs"],
+        ["suite", "check", "suites/smoke.yaml"],
+        ["reference", "info"],
+    ],
 )
 def test_light_commands_answer_without_torch(arguments: list[str]) -> None:
     program = (

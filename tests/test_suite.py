@@ -556,7 +556,7 @@ def test_a_wrong_model_is_one_line(text: str, line: str) -> None:
             "evaluate: {chat_template: 1}\n",
             "4: evaluate: chat_template must be true or false, not 1",
         ),
-        ("design: ladder\n", "4: unknown design 'ladder'; choose product, each or list"),
+        ("design: steps\n", "4: unknown design 'steps'; choose product, each, list or ladder"),
         ("design: prodct\n", "4: unknown design 'prodct', did you mean 'product'?"),
         ("design: list\n", "3: design is list, so grid must be a list, not a mapping"),
         ("objectives: step_seconds\n", "4: objectives must be a list, not 'step_seconds'"),

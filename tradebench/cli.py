@@ -396,8 +396,16 @@ def report_command(
 
 
 @app.command()
-def techniques(form: FormatOption = Format.TEXT) -> None:
+def techniques(
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="which two go together, and why others do not")
+    ] = False,
+    form: FormatOption = Format.TEXT,
+) -> None:
     """List every technique: its slot, methods, settings, and where it comes from."""
+    if pairs:
+        _print_pairs(form)
+        return
     from tradebench.techniques import techniques as known
 
     heads = ("slot", "methods", "settings", "what it does", "source")
@@ -428,6 +436,20 @@ def techniques(form: FormatOption = Format.TEXT) -> None:
             for row in rows:
                 table.add_row(*row[:kept])
             console.print(table)
+
+
+def _print_pairs(form: Format) -> None:
+    from tradebench import pairs
+
+    match form:
+        case Format.JSON:
+            _print_json("techniques", {"pairs": [pair.describe() for pair in pairs.pairs()]})
+        case Format.MARKDOWN:
+            typer.echo(pairs.markdown())
+        case Format.TEXT:
+            from rich.console import Console
+
+            Console().print(pairs.draw())
 
 
 @app.command(name="calibrate")

@@ -14,6 +14,9 @@ def of_suite(suite: Suite) -> dict[str, Any]:
     return {
         "question": suite.question,
         "suite_text": suite.text,
+        "design": suite.design,
+        # The report compares the rows of a ladder in their own order.
+        **({"ladder": [trial.id for trial in suite.trials()]} if suite.design == "ladder" else {}),
         "objectives": list(suite.objectives),
         "limits": dict(suite.limits),
         **of_command(),

@@ -21,7 +21,7 @@ from tradebench.suite.problems import (
 from tradebench.techniques import Technique, catalogue
 from tradebench.trial import Settings
 
-Design = Literal["product", "each", "list"]
+Design = Literal["product", "each", "list", "ladder"]
 Setting = Technique | None
 """What fills a slot at one point; None is off."""
 Block = Mapping[str, tuple[Setting, ...]]
@@ -64,13 +64,18 @@ def _same(value: object, other: object) -> bool:
 
 
 def read_grid(value: object, design: Design, at: Loc) -> tuple[Block, ...]:
-    """The blocks of a grid: one, or one per listed point where the design is `list`."""
-    if design == "list":
+    """The blocks of a grid: one, or one per listed point where the design is `list`.
+
+    With `each`, a list holds several baselines, each with changes of its own.
+    """
+    if design == "list" or (design == "each" and isinstance(value, list)):
         points = sequence(value, at, "design is list, so grid")
         return tuple(read_block(point, (*at, index)) for index, point in enumerate(points))
     if isinstance(value, list):
         reason = f"design: {design} takes one mapping of slots, not a list of points"
         raise Problem(at, f"{reason}; write design: list")
+    if design == "ladder":
+        return (_read_ladder(value, at),)
     return (read_block(value, at),)
 
 
@@ -82,6 +87,50 @@ def read_block(value: object, at: Loc) -> Block:
         slot: _each_alternative(inner, (*at, slot), slot, _techniques)
         for slot, inner in slots.items()
     }
+
+
+def _read_ladder(value: object, at: Loc) -> Block:
+    """Slot to alternatives that are rungs: each adds a technique, or changes one setting.
+
+    The first alternative of every slot is the baseline; a slot with one alternative is in every
+    row. A rung that did more would hide which of its changes did what.
+    """
+    block = read_block(value, at)
+    if all(len(alternatives) == 1 for alternatives in block.values()):
+        reason = "design: ladder has no rung, because no slot has a second alternative"
+        raise Problem(at, f"{reason}; write [off, ...] for what is added")
+    for slot, inner in mapping(value, at, "grid").items():
+        rungs = [
+            (place, setting)
+            for place, entry in _spread(inner, (*at, slot))
+            for setting in _each_alternative(entry, place, slot, _techniques)
+        ]
+        for (_, before), (place, after) in itertools.pairwise(rungs):
+            if reason := _no_rung(slot, before, after):
+                raise Problem(place, reason)
+    return block
+
+
+def _no_rung(slot: str, before: Setting, after: Setting) -> str:
+    """Why the step from one alternative to the next is no rung; empty where it is one."""
+    if after is None:
+        return f"a rung only adds, and this one takes {slot} away; write off first, or once"
+    if before is None:
+        return ""
+    ours, theirs = before.settings(), after.settings()
+    changed = [
+        name for name in {**ours, **theirs} if not _same(ours.get(name, OFF), theirs.get(name, OFF))
+    ]
+    if len(changed) == 1:
+        return ""
+    step = f"from {before.label} to {after.label}"
+    if not changed:
+        return f"{slot}: this rung repeats the one before ({after.label}); remove it"
+    words = f"{', '.join(changed[:-1])} and {changed[-1]}"
+    return (
+        f"{slot}: a rung changes one setting, and {step} changes {words}; "
+        "keep one of them, or write design: each"
+    )
 
 
 def read_partial(value: object, at: Loc, noun: str) -> Partial:
@@ -101,17 +150,21 @@ def read_partial(value: object, at: Loc, noun: str) -> Partial:
 def expand(blocks: Sequence[Block], design: Design) -> Iterator[tuple[Technique, ...]]:
     """The techniques of every point, in the order of the grid; points may come twice."""
     for block in blocks:
-        points = _one_at_a_time(block) if design == "each" else itertools.product(*block.values())
-        for point in points:
+        for point in WAYS.get(design, _every_combination)(block):
             yield tuple(setting for setting in point if setting is not None)
 
 
 def count(blocks: Sequence[Block], design: Design) -> int:
     """How many points `expand` yields."""
     sizes = [[len(alternatives) for alternatives in block.values()] for block in blocks]
-    if design == "each":
+    if design in WAYS:
         return sum(1 + sum(size - 1 for size in block) for block in sizes)
     return sum(math.prod(block) for block in sizes)
+
+
+def _every_combination(block: Block) -> Iterator[tuple[Setting, ...]]:
+    """Every alternative of a slot with every alternative of the others."""
+    return itertools.product(*block.values())
 
 
 def _one_at_a_time(block: Block) -> Iterator[tuple[Setting, ...]]:
@@ -122,6 +175,22 @@ def _one_at_a_time(block: Block) -> Iterator[tuple[Setting, ...]]:
     for index, alternatives in enumerate(slots):
         for setting in alternatives[1:]:
             yield (*baseline[:index], setting, *baseline[index + 1 :])
+
+
+def _one_after_another(block: Block) -> Iterator[tuple[Setting, ...]]:
+    """The first alternative of every slot, then each further one kept while the next are added."""
+    row = [alternatives[0] for alternatives in block.values()]
+    yield tuple(row)
+    for index, alternatives in enumerate(block.values()):
+        for row[index] in alternatives[1:]:
+            yield tuple(row)
+
+
+# The designs that start at a baseline, whose further points each make one change.
+WAYS: Mapping[Design, Callable[[Block], Iterator[tuple[Setting, ...]]]] = {
+    "each": _one_at_a_time,
+    "ladder": _one_after_another,
+}
 
 
 def _each_alternative(

@@ -19,7 +19,10 @@ SCORE = rf"^({'|'.join(SCORES)})\..+$"
 COUNT: Schema = {"type": "integer", "minimum": 1}
 QUANTITY: Schema = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
 DESCRIPTIONS = {
-    "design": "product: every combination; each: one change at a time; list: the listed points",
+    "design": (
+        "product: every combination; each: one change at a time; list: the listed points; "
+        "ladder: one change more with every row"
+    ),
     "exclude": "points to leave out, by some of their slots and settings",
     "objectives": "the measurements that are traded off",
     "limits": "what a recommendation must keep to; stops no trial",

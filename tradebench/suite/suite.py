@@ -16,7 +16,7 @@ from tradebench.suite.sections import RepeatRule, Resources
 from tradebench.suite.source import Source, parse, read
 from tradebench.trial import Budget, Evaluate, Model, Settings, Trial
 
-DESIGNS: tuple[Design, ...] = ("product", "each", "list")
+DESIGNS: tuple[Design, ...] = ("product", "each", "list", "ladder")
 GIVEN_BY_FILE = ("name", "question", "text", "path")
 
 
@@ -24,9 +24,10 @@ class Suite(Settings):
     """A validated suite file.
 
     `name` is the file's stem, `question` the first paragraph of its header comment, `text` its
-    source. `limits` are requirements for recommendations and never stop a trial;
-    `resources.memory` is enforced. The first of `repeats_where` that matches a point replaces
-    `repeats` for it.
+    source. The rows of a `ladder` are in the order of the grid's slots, row 0 being the baseline:
+    each adds one technique, or changes one setting, and keeps all that is above it. `limits` are
+    requirements for recommendations and never stop a trial; `resources.memory` is enforced. The
+    first of `repeats_where` that matches a point replaces `repeats` for it.
     """
 
     model_config = ConfigDict(ignored_types=(cached_property,))
