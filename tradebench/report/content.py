@@ -112,7 +112,7 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         mark=MARKS[standing.label],
         standing=_why(point, standing) if chance is None else f"P = {chance:.2f}",
         repeats=len(point.results),
-        cells=tuple(_cell(group, point, column) for column in shown),
+        cells=tuple(cell(group, point, column) for column in shown),
     )
 
 
@@ -121,7 +121,8 @@ def _why(point: Point, standing: Standing) -> str:
     return standing.reason if point.status == "ok" else ""
 
 
-def _cell(group: Group, point: Point, column: Column) -> Cell:
+def cell(group: Group, point: Point, column: Column) -> Cell:
+    """Return one number of the table; empty where the point has none."""
     estimate = point.estimates.get(column.name)
     if estimate is None:
         return Cell()

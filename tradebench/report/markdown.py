@@ -12,6 +12,7 @@ from tradebench.report.predictions import HEADING, apart, prediction_errors, sum
 from tradebench.report.units import count, shorten
 
 if TYPE_CHECKING:
+    from tradebench.report.ladder import Ladder
     from tradebench.report.page import Section
     from tradebench.store import Run
 
@@ -57,6 +58,8 @@ def _section(section: Section) -> list[str]:
         escape(" ".join(section.findings)),
         f"*{section.kind_note}* {escape(section.accuracy_note)}".strip(),
     ]
+    if section.ladder is not None:
+        blocks += ladder_blocks(section.ladder)
     for picture in section.pictures:
         image = next(path.name for path in picture.paths if path.suffix == ".png")
         blocks.append(f"### {escape(picture.title)}")
@@ -72,6 +75,29 @@ def _section(section: Section) -> list[str]:
         blocks.append("### Points that did not end well, and why")
         blocks.append("\n".join(_ending(each) for each in section.endings))
     return blocks
+
+
+def ladder_blocks(ladder: Ladder) -> list[str]:
+    """Return the heading, the note and the table of a ladder."""
+    heads = ["Row", "Adds", "Status"]
+    for column in ladder.columns:
+        heads += [column.head, "against the row before", "against row 0"]
+    lines = [_line(map(escape, heads)), _line(["---"] * 3 + ["---:"] * (len(heads) - 3))]
+    for rung in ladder.rungs:
+        row = rung.row
+        name = row.point.name if row.number == 0 else f"+ {row.added}"
+        cells = [str(row.number), escape(shorten(name, MAX_NAME)), row.point.status_text]
+        for rise in rung.rises:
+            cells.append(f"{rise.cell.text} {rise.cell.plus_minus}".strip())
+            cells += [each.text if each else "" for each in (rise.before, rise.baseline)]
+        lines.append(_line(cells))
+    remarks = [
+        f"- Row {rung.row.number}, {escape(rung.row.added)}: {escape(rung.row.remark)}"
+        for rung in ladder.rungs
+        if rung.row.remark
+    ]
+    blocks = ["### One technique more with every row", ladder.note, "\n".join(lines)]
+    return [*blocks, "\n".join(remarks)] if remarks else blocks
 
 
 def _table(columns: Sequence[content.Column], rows: Iterable[content.Row]) -> str:

@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 from tradebench import __version__
 from tradebench.errors import NothingToCompareError
-from tradebench.report import content, figures, findings, markdown, predictions
+from tradebench.report import content, figures, findings, markdown, predictions, rungs
 from tradebench.report.fronts import Group, groups
+from tradebench.report.ladder import Ladder, ladder
 from tradebench.report.style import Picture
 from tradebench.report.tables import accuracy_note, frame
 from tradebench.report.units import count
@@ -36,6 +37,7 @@ class Section:
     columns: tuple[content.Column, ...]
     rows: tuple[content.Row, ...]
     endings: tuple[content.Ending, ...]
+    ladder: Ladder | None = None
 
     @property
     def kind_note(self) -> str:
@@ -71,14 +73,20 @@ def sections(run: Run, out: Path) -> list[Section]:
     found = []
     for number, group in enumerate(predictions.apart(groups(run))):
         shown = content.columns(group)
+        climbed = ladder(run, group)
+        # The first group has the plain names; kinds and models never share a figure.
+        suffix = f"-{group.kind}-{number}" if number else ""
+        pictures = figures.draw(group, out, suffix)
+        if climbed is not None and climbed.columns:
+            pictures = [rungs.ladder_figure(group, climbed, f"ladder{suffix}", out), *pictures]
         section = Section(
             group=group,
             findings=tuple(findings.findings(group)),
-            # The first group has the plain names; kinds and models never share a figure.
-            pictures=tuple(figures.draw(group, out, f"-{group.kind}-{number}" if number else "")),
+            pictures=tuple(pictures),
             columns=shown,
             rows=content.rows(group, shown),
             endings=content.endings(group),
+            ladder=climbed,
         )
         found.append(section)
     return found

@@ -1,0 +1,113 @@
+"""The figure of a ladder: every row's value, and the change that its technique made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tradebench.report.changes import Change
+from tradebench.report.fronts import Group
+from tradebench.report.ladder import Ladder, Rung
+from tradebench.report.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    SKY,
+    VERMILLION,
+    Picture,
+    drawable,
+    drawing,
+    intervals,
+    note,
+    save,
+    whiskers,
+)
+from tradebench.report.tables import accuracy_note
+from tradebench.report.units import count
+
+ROW_HEIGHT = 0.36
+MAX_NAME = 52
+
+
+def ladder_figure(group: Group, ladder: Ladder, name: str, out: Path) -> Picture:
+    """Draw a panel per measurement with a bar per row, row 0 at the top."""
+    names = [_row_name(rung) for rung in ladder.rungs]
+    columns = len(ladder.columns)
+    with drawing(name):
+        size = (1.0 + 0.068 * max(map(len, names)) + 3.1 * columns, ROW_HEIGHT * len(names) + 1.4)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, columns, sharey=True, squeeze=False).flatten()
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.4, -0.6)
+        for at, axes in enumerate(panels):
+            _panel(axes, ladder, at)
+        accuracies = any(column.name.startswith("accuracy") for column in ladder.columns)
+        if accuracies:
+            note(figure, accuracy_note(group.model))
+        values = (
+            rung.row.point.estimates[column.name]
+            for rung in ladder.rungs
+            for column in ladder.columns
+            if column.name in rung.row.point.estimates
+        )
+        caption = (
+            "Beside each bar stands its change against the row before. Blue: better; orange: "
+            "worse; pale: not to be told apart, or row 0; grey: not compared. "
+            f"{ladder.note} {intervals(values)} {accuracy_note(group.model) if accuracies else ''}"
+        )
+        return save(
+            figure,
+            name,
+            out,
+            title="The ladder",
+            caption=" ".join(caption.split()),
+            alt=f"Bars for {count(len(names), 'row')} of a ladder, from {names[0]} at the top to "
+            f"{names[-1]} at the bottom.",
+        )
+
+
+def _row_name(rung: Rung) -> str:
+    """Return `+ lora r16`, and row 0 by the name of its point."""
+    row = rung.row
+    name = row.point.name if row.number == 0 else f"+ {row.added}"
+    ending = "" if row.point.status == "ok" else f" ({row.point.status_text})"
+    return drawable(name + ending, MAX_NAME)
+
+
+def _panel(axes: Axes, ladder: Ladder, at: int) -> None:
+    column = ladder.columns[at]
+    for place, rung in enumerate(ladder.rungs):
+        estimate = rung.row.point.estimates.get(column.name)
+        if estimate is None:
+            continue
+        rise = rung.rises[at]
+        colour = _colour(rise.before, estimate.better) if place else SKY
+        value = estimate.value / column.scale.factor
+        axes.barh(place, value, height=0.62, color=colour, zorder=2)
+        whiskers(axes, place, estimate, column.scale, BLACK, upright=False)
+        end = max((estimate.value, *(estimate.interval or ()), *(estimate.spread or ())))
+        axes.annotate(
+            rise.before.text if rise.before is not None else rise.cell.text,
+            (end / column.scale.factor, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_xlim(left=0)
+    axes.margins(x=0.3)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(drawable(column.head, 44))
+
+
+def _colour(change: Change | None, better: str) -> str:
+    """Return the colour of a change: better, worse, neither for sure, or none to be had."""
+    if change is None:
+        return GREY
+    low, high = change.bounds
+    if low <= 0 <= high:
+        return SKY
+    return BLUE if (low > 0) == (better == "more") else VERMILLION
