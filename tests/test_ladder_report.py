@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tradebench import report
-from tradebench.report import changes, fronts, ladder, tables
+from tradebench.report import changes, figures, fronts, ladder, tables
 from tradebench.result import Kind, Measurement, Result, Status, digest
 from tradebench.store import Run
 
@@ -377,7 +377,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ladder")
     results = climbed()
     results[3] = result(RECOMPUTED, effects={"precision": EFFECTS["precision"]})
-    report.write(run_of(results, objectives=[MEMORY, TIME]), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda *_: [])  # drawn and looked at elsewhere
+        report.write(run_of(results, objectives=[MEMORY, TIME]), folder)
     return folder
 
 

@@ -370,6 +370,10 @@ def report_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="where to write; in the run when absent")
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(help="a plan of the same techniques, whose predictions to set beside this"),
+    ] = None,
     results: ResultsOption = Path("results"),
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -380,13 +384,14 @@ def report_command(
     from tradebench import report, store
 
     found = store.load(store.find(results, run))
+    other = None if beside is None else store.load(store.find(results, beside))
     for problem in found.problems:
         typer.echo(problem, err=True)
     if form is Format.MARKDOWN:
         typer.echo(report.markdown_table(found))
         return
     target = out or found.directory / "report"
-    written = report.write(found, target)
+    written = report.write(found, target, other)
     match form:
         case Format.JSON:
             files = [str(file) for file in written]

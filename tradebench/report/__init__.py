@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["markdown_table", "table", "write"]
 
 
-def write(run: Run, out: Path) -> list[Path]:
+def write(run: Run, out: Path, beside: Run | None = None) -> list[Path]:
     """Write index.html, report.md, trials.csv and every figure into `out`; return what was written.
+
+    The predictions of the run `beside` are set beside what single techniques change in this one.
 
     Raises:
         NothingToCompareError: The run holds no Result.
     """
     from tradebench.report.page import write as write_page
 
-    return write_page(run, out)
+    return write_page(run, out, beside)
 
 
 def markdown_table(run: Run) -> str:

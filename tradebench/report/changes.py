@@ -45,9 +45,9 @@ class Change:
     def text(self) -> str:
         """`-18.0 %`, `+1.2 ± 0.8 points`."""
         unit = "points" if self.points else "%"
-        # Of a small change two digits say enough.
-        digits = 3 if abs(self.value) >= 0.01 else 2
-        number = f"{'+' if self.value > 0 else ''}{significant(100 * self.value, digits)}"
+        # Rounded first, so that 9.9999999 is 10; of a small change two digits say enough.
+        value = round(100 * self.value, 6)
+        number = f"{'+' if value > 0 else ''}{significant(value, 3 if abs(value) >= 1 else 2)}"
         if not self.error:
             return f"{number} {unit}"
         return f"{number} ± {significant(100 * self.error, 2)} {unit}"

@@ -12,6 +12,7 @@ from tradebench.report.predictions import HEADING, apart, prediction_errors, sum
 from tradebench.report.units import count, shorten
 
 if TYPE_CHECKING:
+    from tradebench.report.claims import Comparison
     from tradebench.report.ladder import Ladder
     from tradebench.report.page import Section
     from tradebench.store import Run
@@ -24,7 +25,7 @@ MAX_NAMES = 8
 CUT = "\n\nCut here to stay under {} characters; index.html and trials.csv hold everything.\n"
 
 
-def text(run: Run, sections: Sequence[Section]) -> str:
+def text(run: Run, sections: Sequence[Section], compared: Comparison | None = None) -> str:
     """Return the whole report, cut with a sentence where it would be too long."""
     blocks = [f"# {escape(content.heading(run))}", escape(content.question(run))]
     kinds = list(dict.fromkeys(section.group.kind for section in sections))
@@ -32,6 +33,8 @@ def text(run: Run, sections: Sequence[Section]) -> str:
         blocks.append(f"This run holds {' and '.join(kinds)} numbers, each kind on its own.")
     for section in sections:
         blocks += _section(section)
+    if compared is not None:
+        blocks += _comparison(compared)
     blocks += _predictions(run)
     blocks += _rest(run, sections)
     return _cut([block for block in blocks if block])
@@ -109,6 +112,31 @@ def _table(columns: Sequence[content.Column], rows: Iterable[content.Row]) -> st
         name = escape(shorten(row.name, MAX_NAME))
         lines.append(_line([str(row.number), row.mark, name, row.status_text, *cells]))
     return "\n".join(lines)
+
+
+def _comparison(compared: Comparison) -> list[str]:
+    """Return what each technique changes by itself, and what is said about it."""
+    heads = ["Technique", "Added to", *compared.heads, "Complexity"]
+    aligned = ["---"] * 2 + ["---:"] * len(compared.heads) + ["---"]
+    lines = [_line(map(escape, heads)), _line(aligned)]
+    said = [_line(["Technique", "Claim", "About", "Source", "Verdict", "Why"]), _line(["---"] * 6)]
+    for entry in compared.entries:
+        cells = [entry.name, entry.without, *compared.cells(entry), entry.complexity]
+        lines.append(_line(map(escape, cells)))
+    for verdict in compared.verdicts:
+        claim = verdict.claim
+        words = (claim.says, claim.about, claim.source, verdict.word, verdict.reason)
+        said.append(_line(map(escape, (verdict.name, *words))))
+    remarks = [
+        f"- {escape(entry.name)}: {escape(remark)}"
+        for entry in compared.entries
+        for remark in entry.remarks
+    ]
+    blocks = ["## One technique at a time", escape(" ".join(compared.notes)), "\n".join(lines)]
+    blocks.append("\n".join(remarks))
+    if len(said) > 2:
+        blocks += ["### What is said, and what is found here", "\n".join(said)]
+    return blocks
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from tradebench import __version__
 from tradebench.errors import NothingToCompareError
 from tradebench.report import content, figures, findings, markdown, predictions, rungs
+from tradebench.report.claims import Comparison, comparison
 from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
 from tradebench.report.style import Picture
@@ -50,19 +51,23 @@ class Section:
         return accuracy_note(self.group.model) if self.group.tasks else ""
 
 
-def write(run: Run, out: Path) -> list[Path]:
+def write(run: Run, out: Path, beside: Run | None = None) -> list[Path]:
     """Write page, Markdown, CSV and figures into `out`; return the paths, the page first.
+
+    The predictions of the run `beside` are set beside what single techniques change in this one.
 
     Raises:
         NothingToCompareError: The run holds no Result.
+        UserError: The run beside it predicts nothing.
     """
     if not run.results:
         raise NothingToCompareError(f"{run.directory} holds no result yet: nothing to report")
+    compared = comparison(run, beside)
     out.mkdir(parents=True, exist_ok=True)
     found = sections(run, out)
     page, text, table = out / "index.html", out / "report.md", out / "trials.csv"
-    page.write_text(_html(run, found), encoding="utf-8")
-    text.write_text(markdown.text(run, found), encoding="utf-8")
+    page.write_text(_html(run, found, compared), encoding="utf-8")
+    text.write_text(markdown.text(run, found, compared), encoding="utf-8")
     frame(run).to_csv(table, index=False, lineterminator="\n")
     drawn = [path for section in found for each in section.pictures for path in each.paths]
     return [page, text, table, *drawn]
@@ -92,7 +97,7 @@ def sections(run: Run, out: Path) -> list[Section]:
     return found
 
 
-def _html(run: Run, found: Sequence[Section]) -> str:
+def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -108,6 +113,7 @@ def _html(run: Run, found: Sequence[Section]) -> str:
         title=content.heading(run),
         question=content.question(run),
         sections=found,
+        compared=compared,
         kinds=list(dict.fromkeys(group.kind for group in shown)),
         errors=errors,
         errors_heading=predictions.HEADING,

@@ -84,10 +84,27 @@ def bits(point: Point) -> float | None:
     return float(given) if given else QUANTIZATION_BITS.get(str(quantization.get("method")))
 
 
+def context(
+    point: Point, slot: str | None = None, field: str | None = None, other: str | None = None
+) -> str:
+    """Return everything about a point but a slot, or a field of it, and but the `other` slot."""
+    first = point.results[0]
+    settings: dict[str, Any] = {
+        name: dict(fields) for name, fields in first.settings.items() if name != other
+    }
+    if slot is not None and field is not None:
+        del settings[slot][field]
+    elif slot is not None:
+        settings.pop(slot, None)
+    return canonical_json(
+        {"budget": dict(first.budget), "evaluate": dict(first.evaluate), "settings": settings}
+    )
+
+
 def _numeric(found: Iterable[Point]) -> Iterable[Series]:
     """Find every set of points that agree in all but one numeric field of one slot."""
     known = {(axis.slot, axis.field): axis for axis in AXES}
-    by_context = {_context(point): point for point in found}
+    by_context = {context(point): point for point in found}
     buckets: dict[tuple[str, str, str], dict[float, Point]] = {}
     without: dict[tuple[str, str, str], str] = {}
     for point in by_context.values():
@@ -95,9 +112,9 @@ def _numeric(found: Iterable[Point]) -> Iterable[Series]:
             for field, value in fields.items():
                 if not _is_number(value) or (slot, field) == (BITS.slot, BITS.field):
                     continue
-                key = (slot, field, _context(point, slot, field))
+                key = (slot, field, context(point, slot, field))
                 buckets.setdefault(key, {})[float(value)] = point
-                without[key] = _context(point, slot)
+                without[key] = context(point, slot)
     for key, bucket in buckets.items():
         slot, field, _ = key
         axis = known.get((slot, field)) or Axis(
@@ -125,7 +142,7 @@ def _bits(found: Iterable[Point]) -> list[Series]:
     contexts: dict[str, list[Point]] = {}
     for point in found:
         if bits(point) is not None or _method(point, "quantization"):
-            key = _context(point, "quantization", other="precision")
+            key = context(point, "quantization", other="precision")
             contexts.setdefault(key, []).append(point)
     lines = []
     for members in contexts.values():
@@ -183,23 +200,6 @@ def _method(point: Point, slot: str) -> str | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _context(
-    point: Point, slot: str | None = None, field: str | None = None, other: str | None = None
-) -> str:
-    """Everything about a point but one slot, or one field of it, and but the `other` slot."""
-    first = point.results[0]
-    settings: dict[str, Any] = {
-        name: dict(fields) for name, fields in first.settings.items() if name != other
-    }
-    if slot is not None and field is not None:
-        del settings[slot][field]
-    elif slot is not None:
-        settings.pop(slot, None)
-    return canonical_json(
-        {"budget": dict(first.budget), "evaluate": dict(first.evaluate), "settings": settings}
-    )
 
 
 def _shared(members: Iterable[tuple[float, Point]]) -> str:

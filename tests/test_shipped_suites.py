@@ -1,0 +1,75 @@
+"""The suites that ship: every technique is in the catalogue's, and ladders and claims are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tradebench.suite import Suite
+from tradebench.techniques import catalogue, techniques
+
+ROOT = Path(__file__).parents[1]
+LADDERS = ("ladder", "llama-3.3-70b-ladder")
+CLAIMS = ("claims", "llama-3.3-70b-claims")
+
+
+def shipped(name: str) -> Suite:
+    return Suite.load(ROOT / "suites" / f"{name}.yaml")
+
+
+def methods(suite: Suite) -> set[str]:
+    return {f"{part.slot}: {part.method}" for trial in suite.trials() for part in trial.techniques}
+
+
+def test_the_catalogues_suite_has_every_technique() -> None:
+    known = {f"{kind.slot}: {method}" for kind in techniques() for method in kind.methods()}
+    missing = sorted(known - methods(shipped("catalogue")))
+
+    assert not missing, f"suites/catalogue.yaml lacks {', '.join(missing)}; add them to its grid"
+
+
+def test_the_catalogues_suite_tries_every_technique_once_and_lets_it_train() -> None:
+    suite = shipped("catalogue")
+    baselines = [{}, {"adapters": "lora"}]
+    tried = []
+    for trial in suite.trials():
+        settings = {slot: fields["method"] for slot, fields in trial.settings.items()}
+        if settings not in baselines:
+            tried.append([one for one in settings.items() if one not in baselines[1].items()])
+
+    assert suite.design == "each"
+    assert all(len(added) == 1 for added in tried)
+    assert len({added[0] for added in tried}) == len(tried)
+    assert [trial.label for trial in suite.trials() if trial.conflicts()] == []
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_every_row_of_a_shipped_ladder_can_run(name: str) -> None:
+    suite = shipped(name)
+
+    assert suite.design == "ladder"
+    assert [trial.label for trial in suite.trials() if trial.conflicts()] == []
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_point_of_the_shipped_claims_can_run(name: str) -> None:
+    suite = shipped(name)
+
+    assert suite.design == "each"
+    assert [trial.label for trial in suite.trials() if trial.conflicts()] == []
+
+
+def test_the_claims_at_70b_are_about_techniques_of_the_measured_ones() -> None:
+    # Sharding cannot be measured on one process, and a 70B has no use for fp32.
+    ours, theirs = (methods(shipped(name)) for name in CLAIMS)
+
+    assert {each for each in theirs - ours if not each.startswith("sharding")} == set()
+    assert {each for each in ours - theirs if not each.startswith("precision")} == set()
+
+
+def test_ladders_climb_the_same_rungs_on_both_models() -> None:
+    rungs = [[list(trial.settings) for trial in shipped(name).trials()] for name in LADDERS]
+
+    assert rungs[0] == rungs[1]
+    assert all(slot in catalogue() for row in rungs[0] for slot in row)
