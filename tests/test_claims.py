@@ -333,6 +333,15 @@ def test_the_plainest_company_that_can_decide_does() -> None:
     assert judge("lora", claim_of(), [unclear]).reason.startswith("no change of peak tensor")
 
 
+def test_company_that_decides_otherwise_is_told_as_well() -> None:
+    found = [pairing(Change(value=-0.3)), pairing(Change(value=-0.6))]
+    verdict = judge("lora", claim_of(), found)
+
+    assert verdict.word == "not supported"
+    assert "-30.0 %" in verdict.reason
+    assert "Elsewhere supported: peak tensor memory -60.0 %" in verdict.reason
+
+
 # Complexity.
 
 

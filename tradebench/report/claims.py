@@ -254,7 +254,7 @@ def _verdicts(entries: Sequence[Entry]) -> Iterator[Verdict]:
 def judge(name: str, claim: Claim, pairings: Sequence[Pairing]) -> Verdict:
     """Return what becomes of a claim by these pairs, all of the kind that can decide it.
 
-    The first that can decide it does.
+    The first that can decide it does; where another decides otherwise, its reason is told as well.
     """
     if claim.cannot is not None or claim.change is None:
         reason = claim.cannot or ELSEWHERE
@@ -262,7 +262,11 @@ def judge(name: str, claim: Claim, pairings: Sequence[Pairing]) -> Verdict:
         reason = NO_PAIR if claim.evidence == "measured" else NO_PREDICTION
     else:
         judged = [_judged(claim, claim.change, pairing) for pairing in pairings]
-        word, reason = next((each for each in judged if each[0] != CANNOT), judged[0])
+        decided = [each for each in judged if each[0] != CANNOT]
+        word, reason = next(iter(decided), judged[0])
+        other = next((each for each in decided if each[0] != word), None)
+        if other is not None:
+            reason = f"{reason}. Elsewhere {other[0]}: {other[1]}"
         return Verdict(name=name, claim=claim, word=word, reason=reason)
     return Verdict(name=name, claim=claim, word=CANNOT, reason=reason)
 
