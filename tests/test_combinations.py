@@ -132,7 +132,7 @@ def refused(settings: Point) -> list[str]:
         "into shares": method.get("quantization") in TORCHAO and "sharding" in method,
         "lose their scales": method.get("quantization") == "int8" and "sharding" in method,
         "cannot merge": bool(merged)
-        and method.get("quantization") in ("nf4", "fp4", "rtn")
+        and method.get("quantization") in ("nf4", "fp4")
         and "sharding" in method,
         "merge into packed": bool(merged) and method.get("quantization") == "rtn",
         "have no zeros": "low_rank" in method and "pruning" in method,

@@ -79,7 +79,7 @@ class Lora(PeftAdapter):
                 )
             if trial.method("pruning") is not None:
                 reasons.append(
-                    "pissa takes its start out of the weights, which undoes the zeros of a pruned "
+                    "pissa takes its start out of the weights and undoes the zeros of a pruned "
                     "base; use lora instead"
                 )
         return reasons
