@@ -23,31 +23,26 @@ from tradebench.techniques import techniques
 ROOT = Path(__file__).parents[1]
 Tradebench = Callable[..., "subprocess.CompletedProcess[str]"]
 
-SUITE = """\
-# Does a small random model run?
-model: {{name: tiny, config: {model}, weights: random}}
-budget: {{steps: 4, warmup: 1, batch: 4, sequence: 32, data: random}}
+GRID = """\
 design: list
 grid:
-  - {{precision: bf16}}
-  - {{quantization: nf4}}
-  - {{quantization: nf4, adapters: {{method: lora, rank: 4}}}}
-  - {{checkpointing: {{ratio: 1}}}}
+  - {precision: bf16}
+  - {quantization: nf4}
+  - {quantization: nf4, adapters: {method: lora, rank: 4}}
+  - {checkpointing: {ratio: 1}}
 """
 
 
-# One point that fits on the smallest card, and two that are too wide for it.
-WIDE_SUITE = """\
-# Does a small model on very many tokens fit?
-model: {{name: tiny, config: {model}, weights: random}}
-budget: {{steps: 4, warmup: 1, batch: 8192, sequence: 128, data: random}}
-design: list
-grid:
-  - {{precision: bf16}}
-  - {{quantization: nf4}}
-  - {{quantization: nf4, adapters: {{method: lora, rank: 4}}}}
-  - {{checkpointing: {{ratio: 1}}}}
-"""
+def suite_text(model: str, question: str, batch: int, sequence: int) -> str:
+    """Four points of a small random model, of which one is illegal."""
+    return (
+        f"# {question}\n"
+        f"model: {{name: tiny, config: {model}, weights: random}}\n"
+        f"budget: {{steps: 4, warmup: 1, batch: {batch}, sequence: {sequence}, data: random}}\n"
+        f"{GRID}"
+    )
+
+
 CARD = "l4-24gb"
 TRAP = "raise SystemExit('torch was imported')\n"
 
@@ -75,7 +70,7 @@ def tradebench(tmp_path: Path) -> Tradebench:
 @pytest.fixture
 def suite(tmp_path: Path, tiny_model_path: str) -> Path:
     file = tmp_path / "small.yaml"
-    file.write_text(SUITE.format(model=tiny_model_path))
+    file.write_text(suite_text(tiny_model_path, "Does a small random model run?", 4, 32))
     return file
 
 
@@ -86,6 +81,19 @@ def run_directory(folder: Path) -> Path:
 
 def statuses(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {result["label"]: result["status"] for result in results}
+
+
+def tensor_peaks(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """By trial, the requested bytes of every phase."""
+    return {
+        result["trial"]: {
+            name: each["value"]
+            for name, each in result["measurements"].items()
+            if name.startswith("peak_tensor_bytes")
+        }
+        for result in results
+        if result["status"] == "ok"
+    }
 
 
 def workers_started(directory: Path) -> int:
@@ -106,9 +114,14 @@ def test_a_sweep_ends_in_a_report_and_is_not_repeated(
     printed = json.loads(first.stdout)
     directory = run_directory(tmp_path)
 
+    measured, predicted = (
+        [each for each in printed["results"] if each["kind"] == kind]
+        for kind in ("measured", "predicted")
+    )
+
     assert first.returncode == 0, first.stderr
     assert printed["schema"] == "tradebench.run/1"
-    assert statuses(printed["results"]) == {
+    assert statuses(measured) == {
         "bf16": "ok",
         "nf4": "skipped",
         "nf4 + lora r4": "ok",
@@ -117,6 +130,14 @@ def test_a_sweep_ends_in_a_report_and_is_not_repeated(
     assert {"index.html", "report.md", "trials.csv", "pareto.svg", "pareto.png"} <= {
         file.name for file in (directory / "report").iterdir()
     }
+
+    assert statuses(predicted) == {
+        "bf16": "ok",
+        "nf4 + lora r4": "ok",
+        "checkpointing 1": "ok",
+    }
+    assert tensor_peaks(predicted) == tensor_peaks(measured)
+    assert "median error 0.00%" in (directory / "report" / "report.md").read_text()
 
     started = workers_started(directory)
     second = tradebench("run", suite)
@@ -130,7 +151,8 @@ def test_a_result_says_how_to_run_the_point_again(tradebench: Tradebench, suite:
     from tradebench.result import Result
     from tradebench.trial import Trial
 
-    for raw in json.loads(tradebench("run", suite, "--format", "json").stdout)["results"]:
+    done = tradebench("run", suite, "--no-predict", "--format", "json")
+    for raw in json.loads(done.stdout)["results"]:
         result = Result.model_validate(raw)
         trial = Trial.from_payload(
             {key: raw[key] for key in ("model", "budget", "evaluate", "settings")}
@@ -263,7 +285,7 @@ def test_killing_the_supervisor_loses_nothing_that_was_finished(
     suite: Path, tmp_path: Path, moment: float
 ) -> None:
     sweep = subprocess.Popen(
-        command("run", suite),
+        command("run", suite, "--no-predict"),
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -281,7 +303,9 @@ def test_killing_the_supervisor_loses_nothing_that_was_finished(
     }
     wait_until(lambda: not descendants_of(tmp_path))
 
-    subprocess.run(command("run", suite), cwd=tmp_path, capture_output=True, check=True)
+    subprocess.run(
+        command("run", suite, "--no-predict"), cwd=tmp_path, capture_output=True, check=True
+    )
     after = {(result.trial, result.repeat): result for result in store.load(directory).results}
 
     assert sorted(result.status for result in after.values()) == ["ok", "ok", "ok", "skipped"]
@@ -290,7 +314,7 @@ def test_killing_the_supervisor_loses_nothing_that_was_finished(
 
 def test_ctrl_c_keeps_what_is_done_and_ends_with_130(suite: Path, tmp_path: Path) -> None:
     sweep = subprocess.Popen(
-        command("run", suite),
+        command("run", suite, "--no-predict"),
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -323,7 +347,9 @@ class Planned:
         shutil.copytree(ROOT / "tradebench", folder / "tradebench")
         (folder / "trap").mkdir()
         (folder / "trap" / "torch.py").write_text(TRAP)
-        points = WIDE_SUITE.format(model=model).splitlines(keepends=True)
+        # One point that fits on the smallest card, and two that are too wide for it.
+        text = suite_text(model, "Does a small model on very many tokens fit?", 8192, 128)
+        points = text.splitlines(keepends=True)
         (folder / "wide.yaml").write_text("".join(points))
         (folder / "narrow.yaml").write_text("".join([*points[:-4], points[-1]]))
         words = ("--gpu", CARD, "--processes", 1, "--format", "json")
@@ -482,7 +508,7 @@ def test_a_suite_that_was_planned_is_run_in_a_directory_of_its_own(
 ) -> None:
     plan = json.loads(tradebench("plan", suite, "--format", "json").stdout)
     before = (tmp_path / plan["run"] / "trials.plan.jsonl").read_bytes()
-    run = json.loads(tradebench("run", suite, "--format", "json").stdout)
+    run = json.loads(tradebench("run", suite, "--no-predict", "--format", "json").stdout)
 
     assert statuses(run["results"]) == statuses(plan["results"])
     assert {result["kind"] for result in run["results"]} == {"measured"}

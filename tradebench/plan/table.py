@@ -230,7 +230,8 @@ def _times(repeats: Mapping[str, int]) -> str:
     least, most = min(repeats.values(), default=1), max(repeats.values(), default=1)
     if most == 1:
         return "once"
-    return f"{_span(least, most)} times, as the suite repeats it"
+    often = f"{most}" if least == most else f"{least}-{most}"
+    return f"{often} times, as the suite repeats it"
 
 
 def _price(price: Price) -> str:
