@@ -59,8 +59,8 @@ class Float8(Technique):
     def cautions(self, trial: Trial) -> list[str]:
         """What it saves and where, and what it wastes on a frozen base."""
         notes = [
-            "fp8 saves time where a GPU has units for it and no memory: on a CPU it is slow, "
-            "which says nothing about a GPU"
+            "fp8 saves time on GPUs from Ada and Hopper on and no memory: "
+            "its time on a CPU says nothing about them"
         ]
         if trial.method("adapters") is not None:
             notes.append(

@@ -123,7 +123,7 @@ class TorchaoWeightOnly(Technique):
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
         kind = {"torchao_int8": Int8WeightOnlyConfig, "torchao_fp8": Float8WeightOnlyConfig}
-        # Otherwise it lets all fp32 products of the process, the head's too, round to TF32.
+        # Otherwise it tunes torch's compiler for the whole process.
         return kind[self.method](set_inductor_config=False)
 
 
