@@ -184,7 +184,7 @@ def read_note(model: nn.Module, asked: str, kind: type, *, in_backward: bool) ->
         raise ContradictionError(f"{asked} was asked for, but it keeps states of no parameter")
     if in_backward != (found.waiting == 0):
         raise ContradictionError(
-            f"{asked} was asked for, but {found.waiting} gradients waited for the end of the step"
+            f"{asked} was asked for, but {found.waiting} gradients were there at the end of a step"
         )
     return found
 
