@@ -91,7 +91,10 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
     "offload": ({"method": "activations"},),
     "sharding": ({"method": "fsdp2"},),
     "data": ({"method": "packing"},),
-    "loss": ({"method": "chunked", "tokens": 16},),
+    "loss": (
+        {"method": "chunked", "tokens": 16},
+        {"method": "fused"},
+    ),
 }
 LORA = CHOICES["adapters"][0]
 TORCHAO = ("torchao_int8", "torchao_fp8")
@@ -131,6 +134,9 @@ def refused(settings: Point) -> list[str]:
         "split over processes": method.get("quantization") == "qat" and "sharding" in method,
         "into shares": method.get("quantization") in TORCHAO and "sharding" in method,
         "lose their scales": method.get("quantization") == "int8" and "sharding" in method,
+        "sharding splits it": method.get("loss") == "fused" and "sharding" in method,
+        "under autocast": method.get("loss") == "fused"
+        and method.get("precision") in ("bf16_autocast", "fp16"),
         "cannot merge": bool(merged)
         and method.get("quantization") in ("nf4", "fp4")
         and "sharding" in method,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tradebench.runner.refusal import refuse
+from tradebench.techniques.fused_loss import FusedLoss
 from tradebench.trial import Trial
 
 
@@ -30,3 +31,21 @@ def test_an_illegal_point_keeps_all_of_its_reasons() -> None:
 
     assert refuse(sharded)[:-1] == sharded.conflicts()
     assert len(refuse(sharded)) == 3
+
+
+FUSED: dict[str, object] = {"method": "fused"}
+
+
+@pytest.mark.parametrize(("gpu", "refused"), [(None, 1), ("NVIDIA H100 80GB HBM3", 0)])
+def test_what_runs_on_a_gpu_only_is_refused_without_one(
+    gpu: str | None, refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tradebench.environment.gpu", lambda: gpu)
+    reasons = refuse(trial(loss=FUSED))
+
+    assert len(reasons) == refused
+    assert all(reason == FusedLoss.cuda_only for reason in reasons)
+
+
+def test_what_runs_on_a_gpu_only_is_legal_to_predict() -> None:
+    assert trial(loss=FUSED).conflicts() == ()

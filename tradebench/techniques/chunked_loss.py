@@ -44,7 +44,7 @@ class ChunkedLoss(Technique):
             return cross_entropy(head(hidden).float(), labels, reduction="sum")
 
         def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-            hidden, labels = _hidden_states(model, batch)
+            hidden, labels = hidden_states(model, batch)
             head: Any = model.get_output_embeddings()  # type: ignore[operator]
             head.largest_chunk = max(
                 getattr(head, "largest_chunk", 0), *map(len, hidden.split(self.tokens))
@@ -69,7 +69,7 @@ class ChunkedLoss(Technique):
         return {"largest_chunk": largest}
 
 
-def _hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Last hidden states (tokens, width) and next-token labels (tokens,) where a label exists."""
     decoder: nn.Module = model.get_decoder()  # type: ignore[operator]  # transformers' accessor
     states = decoder(**model_inputs(batch), use_cache=False).last_hidden_state[:, :-1]

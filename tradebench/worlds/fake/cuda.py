@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tradebench.techniques import fused_loss
+
 _attend = functional.scaled_dot_product_attention
 _drop = functional.dropout
 
@@ -75,6 +77,12 @@ def _drop_as_cuda(
     return dropped
 
 
+def _into_gradient_as_triton(logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+    """One kernel, which reads and writes logits where they are and allocates nothing."""
+    losses.copy_(labels)
+    logits.sub_(losses[:, None])
+
+
 CUDA: tuple[tuple[Any, str, Any], ...] = (
     # LLM.int8() multiplies integers on CUDA; on a CPU training dequantizes the weight instead.
     (products, "MatMul8bitFp", products.MatMul8bitLt),
@@ -82,4 +90,5 @@ CUDA: tuple[tuple[Any, str, Any], ...] = (
     (products.logger, "disabled", True),
     (functional, "scaled_dot_product_attention", _attend_as_cuda),
     (functional, "dropout", _drop_as_cuda),
+    (fused_loss, "into_gradient", _into_gradient_as_triton),
 )
