@@ -90,7 +90,10 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
     ),
     "offload": ({"method": "activations"},),
     "sharding": ({"method": "fsdp2"},),
-    "data": ({"method": "packing"},),
+    "data": (
+        {"method": "packing"},
+        {"method": "grouping"},
+    ),
     "loss": (
         {"method": "chunked", "tokens": 16},
         {"method": "fused"},

@@ -6,7 +6,7 @@ import gzip
 import json
 import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -68,15 +68,26 @@ def load_examples(
     return kept
 
 
+Arrange = Callable[[Sequence[Example]], Sequence[Example]]
+
+
 def batches(
-    examples: Sequence[Example], budget: Budget, padding: int, seed: int, device: str
+    examples: Sequence[Example],
+    budget: Budget,
+    padding: int,
+    seed: int,
+    device: str,
+    arrange: Arrange = lambda epoch: epoch,
 ) -> Iterator[Batch]:
-    """Endless micro-batches, every epoch shuffled anew, padded to their longest example."""
+    """Endless micro-batches, every epoch shuffled anew, padded to their longest example.
+
+    `arrange` changes what of an epoch comes, and in which order.
+    """
     shuffler = random.Random(seed)
     queue: list[Example] = []
     while True:
         while len(queue) < budget.batch:
-            queue += shuffler.sample(examples, len(examples))
+            queue += arrange(shuffler.sample(examples, len(examples)))
         yield collate(queue[: budget.batch], padding, device)
         del queue[: budget.batch]
 

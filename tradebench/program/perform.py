@@ -145,11 +145,23 @@ def perform(
 def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
     """The micro-batches of training, as the trial's techniques change them."""
     stream = data.batches(
-        materials.examples, trial.budget, materials.padding, seed, materials.device
+        materials.examples,
+        trial.budget,
+        materials.padding,
+        seed,
+        materials.device,
+        partial(arranged, trial),
     )
     for part in trial.techniques:
         stream = part.batches(stream)
     return stream
+
+
+def arranged(trial: Trial, epoch: Sequence[data.Example]) -> Sequence[data.Example]:
+    """An epoch of training examples, as the trial's techniques change it."""
+    for part in trial.techniques:
+        epoch = part.examples(epoch, trial.budget.batch)
+    return epoch
 
 
 def longest(trial: Trial, materials: Materials) -> list[list[Batch]]:

@@ -3,8 +3,8 @@
 Logits exist for a few tokens at a time, in one buffer that a kernel turns into their gradient in
 place. Both products of the backward pass follow at once, so nothing is computed twice; what is kept
 for the way back is the gradient itself. liger-kernel is written in Triton and runs on a GPU. The
-same steps in plain torch stand in for it elsewhere. In the fake world of a GPU they allocate what it
-allocates, to a byte for each token; on a CPU the stand-in for its kernel needs more.
+same steps in plain torch stand in for it elsewhere. In the fake world of a GPU they allocate what
+it allocates, to a byte for each token; on a CPU the stand-in for its kernel needs more.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+    from tradebench.program.data import Example
     from tradebench.trial import Trial
 
 
@@ -229,6 +230,10 @@ class Technique(BaseModel):
         """Change how the optimizer is made from the model."""
         return factory
 
+    def examples(self, examples: Sequence[Example], batch: int) -> Sequence[Example]:
+        """Change an epoch of training examples, shuffled already, of which `batch` go together."""
+        return examples
+
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Change the stream of training batches."""
         return batches
@@ -262,6 +267,7 @@ HOOKS = (
     "load",
     "model",
     "optimizer",
+    "examples",
     "batches",
     "loss",
     "forward",
