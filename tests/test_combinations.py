@@ -150,6 +150,8 @@ def refused(settings: Point) -> list[str]:
         "merge into sharded weights": bool(merged)
         and method.get("adapters") in ("oft", "vera")
         and "sharding" in method,
+        "ranks by energy": method.get("adapters") == "oft"
+        and "energy" in settings.get("low_rank", {}),
         "do not divide": method.get("adapters") == "oft"
         and settings.get("low_rank", {}).get("rank", 16) % 16 != 0,
     }

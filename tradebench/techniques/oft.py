@@ -44,8 +44,11 @@ class Oft(PeftAdapter):
     def conflicts(self, trial: Trial) -> list[str]:
         """A layer's inputs are cut into whole blocks: peft would take another size in silence."""
         reasons = super().conflicts(trial)
+        factors = trial.settings.get("low_rank", {})
         widths = {width for _, width in matrix_shapes(trial.model)}
-        widths |= {trial.settings.get("low_rank", {}).get("rank", self.block)}
+        widths |= {factors.get("rank", self.block)}
+        if factors.get("energy") is not None:
+            reasons.append("ranks by energy are not cut into whole blocks; set rank instead")
         if any(width % self.block for width in widths):
             reasons.append(
                 f"blocks of {self.block} do not divide the inputs of every layer; "

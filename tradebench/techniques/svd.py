@@ -19,6 +19,8 @@ from tradebench.techniques.shapes import matrix_shapes
 from tradebench.techniques.targets import decoder_linears
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
     from tradebench.techniques.protocol import Effect
@@ -88,14 +90,17 @@ class Svd(Technique):
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
         """Factor each decoder matrix; nothing of the dense one is left."""
-        if self.method == "svd":
-            for name, linear in list(decoder_linears(model)):
-                self._replace(model, name, linear)
+        names = [name for name, _ in decoder_linears(model)]  # no layer is held on to
+        if self.method == "svd_activation":
+            self._replace_while_called(model, names, request)
         else:
-            self._replace_while_called(model, request)
+            for name in names:
+                self._replace(model, name)
         return model
 
-    def _replace_while_called(self, model: nn.Module, request: LoadRequest) -> None:
+    def _replace_while_called(
+        self, model: nn.Module, names: Sequence[str], request: LoadRequest
+    ) -> None:
         """Show the decoder all calibration batches at once; factor each matrix after its product.
 
         Everything sees what the dense model computes. One matrix's second moment is held at a time;
@@ -106,12 +111,12 @@ class Svd(Technique):
         tokens, real = _calibration(request, self.calibration)
         roots = _Roots(real)
         handles = [
-            linear.register_forward_hook(
+            model.get_submodule(name).register_forward_hook(
                 lambda linear, inputs, output, name=name: self._replace(
-                    model, name, linear, roots.of(inputs[0])
+                    model, name, roots.of(inputs[0])
                 )
             )
-            for name, linear in decoder_linears(model)
+            for name in names
         ]
         decoder: nn.Module = model.get_decoder()  # type: ignore[operator]  # a method
         with torch.no_grad():
@@ -120,11 +125,7 @@ class Svd(Technique):
             handle.remove()
 
     def _replace(
-        self,
-        model: nn.Module,
-        name: str,
-        linear: nn.Linear,
-        roots: tuple[Tensor, Tensor] | None = None,
+        self, model: nn.Module, name: str, roots: tuple[Tensor, Tensor] | None = None
     ) -> None:
         """Put the factors of a layer in its place, under the same name.
 
@@ -133,16 +134,17 @@ class Svd(Technique):
         """
         import torch
 
+        linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]  # one of ours
         dense = linear.weight.data.float()
+        limit = _limit(*dense.shape)
+        if self.energy is None and self.rank > limit:
+            raise UserError(_too_wide(self.rank, limit))
         left, values, right = torch.linalg.svd(
             dense if roots is None else dense @ roots[0], full_matrices=False
         )
-        limit = _limit(*dense.shape)
         rank = self.rank if self.energy is None else _rank_of(values, self.energy)
-        if self.energy is None and rank > limit:
-            raise UserError(_too_wide(rank, limit))
-        if rank > limit:
-            return  # it stays dense
+        if rank > limit:  # by energy: it stays dense
+            return
         scale = values[:rank].sqrt()
         up, down = left[:, :rank] * scale, scale[:, None] * right[:rank]
         if roots is not None:
