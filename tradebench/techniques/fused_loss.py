@@ -29,9 +29,7 @@ class FusedLoss(Technique):
 
     slot, stage, axis = "loss", Stage.FEED, "method"
     cite = "Hsu et al. 2024, arXiv:2410.10989"
-    cuda_only: ClassVar[str | None] = (
-        "liger-kernel is written in Triton and runs on a GPU only; predict it with tradebench plan"
-    )
+    cuda_only: ClassVar[str | None] = "liger-kernel is written in Triton and runs on a GPU only"
 
     method: Literal["fused"] = "fused"
 

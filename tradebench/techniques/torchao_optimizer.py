@@ -128,7 +128,8 @@ class TorchaoAdamW(Technique):
 
 def _trains_in_model_format(trial: Trial) -> bool:
     adapters = next((part for part in trial.techniques if part.slot == "adapters"), None)
-    return getattr(adapters, "dtype", "model") == "model"
+    # peft makes adapters that cannot be told otherwise in fp32.
+    return adapters is None or getattr(adapters, "dtype", "fp32") == "model"
 
 
 class FilledRate(Stepping):
