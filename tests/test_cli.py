@@ -83,14 +83,10 @@ def statuses(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {result["label"]: result["status"] for result in results}
 
 
-def tensor_peaks(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """By trial, the requested bytes of every phase."""
+def tensor_peaks(results: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """By trial, the requested bytes of training."""
     return {
-        result["trial"]: {
-            name: each["value"]
-            for name, each in result["measurements"].items()
-            if name.startswith("peak_tensor_bytes")
-        }
+        result["trial"]: result["measurements"]["peak_tensor_bytes"]["value"]
         for result in results
         if result["status"] == "ok"
     }

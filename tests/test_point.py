@@ -154,6 +154,39 @@ def test_every_counter_holds_what_the_one_before_it_counts(found: dict[str, Meas
         )
 
 
+@pytest.fixture
+def readings(tmp_path: Path) -> Target:
+    """A target whose overheads were read off the device, by one process."""
+    file = tmp_path / "overheads.json"
+    said = {"device": "NVIDIA H100 80GB HBM3", "context": [500, 520], "code": [100]}
+    file.write_text(json.dumps(said))
+    return H100.model_copy(update={"overheads": str(file)})
+
+
+def test_what_was_read_off_the_device_takes_the_place_of_what_is_assumed(
+    trial: Trial, library: Library, readings: Target
+) -> None:
+    answer = predict_point(trial, library, readings)
+    found = measured(answer)
+    reserved = found["peak_reserved_bytes"].value
+
+    assert found["peak_process_bytes"].value == reserved + 610
+    assert found["peak_process_bytes"].interval == (reserved + 600, reserved + 620)
+    assert not [text for text in answer["warnings"] if "assumed" in text]
+
+
+@pytest.mark.slow
+def test_what_was_not_read_with_as_many_ranks_is_said_to_be_assumed(
+    tiny_trial: Make, readings: Target
+) -> None:
+    pair = shallow(tiny_trial({**QLORA, "sharding": {"method": "fsdp2", "degree": 2}}))
+
+    assert (
+        "readings lack 2 ranks: bytes of communicator are assumed"
+        in (asked(pair, readings)["warnings"])
+    )
+
+
 def test_tokens_per_second_are_the_tokens_of_a_step_over_its_seconds(
     found: dict[str, Measurement],
 ) -> None:

@@ -9,46 +9,38 @@ computed on the host alone, such as optimizer states, stays there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tradebench.techniques import activation_offload, adamw
 from tradebench.techniques.bitsandbytes_paged import PAGED_FROM
+from tradebench.worlds.fake.mode import Mode
 from tradebench.worlds.host import on_host, put_on_host
 from tradebench.worlds.memory import tensors_in
-from tradebench.worlds.shards import made_of_tensors
 
 _init_share = FSDPParam._init_sharded_param
 _to_sharded = FSDPParam.to_sharded_dtensor
 _gathered_from = FSDPParam.all_gather_inputs
 
 
-class Host(TorchDispatchMode):
+class Host(Mode):
     """Keeps on the host what is computed from tensors on the host and nothing else."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def run(
+        self, func: OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Run the operation and say where its result lies."""
-        if made_of_tensors(types):
-            return NotImplemented
-        result = func(*args, **(kwargs or {}))
-        given = list(tensors_in((*args, *(kwargs or {}).values())))
+        result = func(*args, **kwargs)
+        given = list(tensors_in((*args, *kwargs.values())))
         if given and all(map(on_host, given)):
             for tensor in tensors_in((result,)):
                 put_on_host(tensor)

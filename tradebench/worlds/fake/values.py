@@ -8,18 +8,18 @@ weights would decide, are unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from tradebench.worlds.fake.mode import Mode
 from tradebench.worlds.memory import tensors_in
-from tradebench.worlds.shards import made_of_tensors
 
 aten = torch.ops.aten
 
@@ -37,27 +37,17 @@ UNINITIALISED = frozenset(
 )
 
 
-class Values(TorchDispatchMode):
+class Values(Mode):
     """Keeps the value of a fake tensor beside it; entered after FakeTensorMode.
 
     Where a program asks for a number that nobody knows, such as a loss, it gets one: finite, not
     zero, and False where it asks whether something is so.
     """
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def run(
+        self, func: OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Run the operation and work out the value of its result where all inputs are known."""
-        if made_of_tensors(types):
-            return NotImplemented
-        kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
             return _number(args[0])
         inputs = tensors_in((*args, *kwargs.values()))
