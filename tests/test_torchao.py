@@ -218,8 +218,13 @@ def test_dequantized_weights_are_kept_until_the_way_back_unless_layers_are_recom
     assert recomputed < 0
     assert [
         any("keep their dequantized" in note for note in tiny_trial(settings).cautions())
-        for settings in (quantized(method), quantized(method, **FULL), {"adapters": LORA})
-    ] == [True, False, False]
+        for settings in (
+            quantized(method),
+            quantized(method, **FULL),
+            quantized(method, offload={"method": "activations"}),
+            {"adapters": LORA},
+        )
+    ] == [True, False, False, False]
 
 
 # What would go wrong.

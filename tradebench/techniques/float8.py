@@ -2,8 +2,9 @@
 
 The decoder's linear layers multiply rounded copies of weights, activations and gradients, forward
 and backward, which GPUs with units for them do at twice the rate of 16 bits. What is stored stays
-in bf16, the output head computes in bf16, and the copies take memory of their own: this saves time,
-not memory. On a CPU the same operations run without such units.
+in bf16, the output head computes in bf16, and the copies take memory of their own. Nor is time
+saved for certain: without a compiler that fuses them, finding the scales and rounding takes several
+passes over every factor. On a CPU the same operations run without such units.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ class Float8(Technique):
         return []
 
     def cautions(self, trial: Trial) -> list[str]:
-        """What it saves and where, and what it wastes on a frozen base."""
+        """What it does not save, and what it wastes on a frozen base."""
         notes = [
-            "fp8 saves time on GPUs from Ada and Hopper on and no memory: "
-            "its time on a CPU says nothing about them"
+            "fp8 saves no memory and saves time only where a compiler fuses the rounding: "
+            "eager kernels scale and round every factor by themselves",
+            "fp8 has units of its own on GPUs from Ada and Hopper on: "
+            "its time on a CPU says nothing about them",
         ]
         if trial.method("adapters") is not None:
             notes.append(

@@ -51,7 +51,7 @@ class TorchaoWeightOnly(Technique):
     def cautions(self, trial: Trial) -> list[str]:
         """What the dequantized weights take, and what int8 layers answer in."""
         notes = []
-        if trial.method("checkpointing") is None:
+        if trial.method("checkpointing") is None and trial.method("offload") is None:
             notes.append(
                 f"{self.method} layers keep their dequantized weights for the backward pass: "
                 "without checkpointing training takes more memory than on a dense base"
