@@ -93,6 +93,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
     "data": (
         {"method": "packing"},
         {"method": "grouping"},
+        {"method": "subset", "fraction": 0.5},
     ),
     "loss": (
         {"method": "chunked", "tokens": 16},

@@ -20,6 +20,7 @@ from tradebench.predict.memory import Reached, perform_fake, reach
 from tradebench.predict.record import Record, RecordingMeter
 from tradebench.predict.structure import StructureError
 from tradebench.program.model import depth
+from tradebench.program.perform import arranged
 from tradebench.result import Outcome, digest
 from tradebench.trial import Trial
 
@@ -71,7 +72,7 @@ class Library:
 
     def tokens(self, trial: Trial) -> float:
         """The tokens that an optimizer step of the trial trains on, on average and on all ranks."""
-        examples = self._reach(trial).materials.examples
+        examples = arranged(trial, self._reach(trial).materials.examples)
         mean = sum(len(example.tokens) for example in examples) / len(examples)
         return mean * trial.budget.batch * trial.budget.accumulation * trial.ranks
 

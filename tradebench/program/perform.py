@@ -129,7 +129,7 @@ def perform(
         meter.holds("weights", model.buffers())
         stream = feed(trial, materials, seed)
         train(model, optimizer, stream, trial.budget, techniques, meter, listen, training)
-        if data.uneven(materials.examples):
+        if data.uneven(arranged(trial, materials.examples)):
             for micro in longest(trial, materials):
                 probe(model, optimizer, micro, techniques, meter)
     del optimizer, stream
@@ -170,8 +170,9 @@ def longest(trial: Trial, materials: Materials) -> list[list[Batch]]:
     That is the longest with the most answers; and, where techniques make another shape of it, the
     one with the most tokens.
     """
-    answers = _repeated(trial, materials, data.longest(materials.examples, trial.budget))
-    tokens = _repeated(trial, materials, data.fullest(materials.examples, trial.budget))
+    examples = arranged(trial, materials.examples)
+    answers = _repeated(trial, materials, data.longest(examples, trial.budget))
+    tokens = _repeated(trial, materials, data.fullest(examples, trial.budget))
     alike = answers[0]["input_ids"].shape == tokens[0]["input_ids"].shape
     return [answers] if alike else [answers, tokens]
 
