@@ -33,7 +33,7 @@ def test_each_row_adds_one_technique_in_the_order_of_the_file() -> None:
     assert labels(
         "grid:\n"
         "  precision: [fp32, bf16]\n"
-        "  loss: [off, {tokens: 16}]\n"
+        "  loss: [off, {method: chunked, tokens: 16}]\n"
         "  adapters: [off, lora]\n"
         "  quantization: [off, nf4]\n"
     ) == [
@@ -46,7 +46,9 @@ def test_each_row_adds_one_technique_in_the_order_of_the_file() -> None:
 
 
 def test_a_rung_may_change_one_setting_of_the_one_before() -> None:
-    assert labels("grid: {precision: bf16, checkpointing: [off, {ratio: [0.5, 1]}]}\n") == [
+    assert labels(
+        "grid: {precision: bf16, checkpointing: [off, {method: full, ratio: [0.5, 1]}]}\n"
+    ) == [
         "bf16",
         "bf16 + checkpointing 0.5",
         "bf16 + checkpointing 1",
@@ -79,7 +81,7 @@ def test_repeats_are_as_in_every_design() -> None:
 def test_each_may_have_several_baselines() -> None:
     text = (
         "model: reference\ndesign: each\ngrid:\n"
-        "  - {checkpointing: [off, full], loss: [off, {tokens: 16}]}\n"
+        "  - {checkpointing: [off, full], loss: [off, {method: chunked, tokens: 16}]}\n"
         "  - {adapters: lora, quantization: [off, nf4]}\n"
     )
 
@@ -95,8 +97,8 @@ def test_each_may_have_several_baselines() -> None:
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3))
 def test_every_row_differs_from_the_one_before_in_one_slot(sizes: list[int]) -> None:
     choices = {
-        "checkpointing": ["off", "{ratio: 0.25}", "{ratio: 0.5}"],
-        "loss": ["off", "{tokens: 16}", "{tokens: 32}"],
+        "checkpointing": ["off", "{method: full, ratio: 0.25}", "{method: full, ratio: 0.5}"],
+        "loss": ["off", "{method: chunked, tokens: 16}", "{method: chunked, tokens: 32}"],
         "adapters": ["off", "{method: lora, rank: 4}", "{method: lora, rank: 8}"],
     }
     grid = {slot: words[:size] for (slot, words), size in zip(choices.items(), sizes, strict=False)}
@@ -130,7 +132,7 @@ def test_every_row_differs_from_the_one_before_in_one_slot(sizes: list[int]) -> 
             "or once",
         ),
         (
-            "grid:\n  checkpointing:\n    - off\n    - full\n    - {ratio: 1}\n",
+            "grid:\n  checkpointing:\n    - off\n    - full\n    - {method: full, ratio: 1}\n",
             "x.yaml:8: checkpointing: this rung repeats the one before (checkpointing 1); "
             "remove it",
         ),

@@ -454,7 +454,8 @@ def _print_pairs(form: Format) -> None:
         case Format.TEXT:
             from rich.console import Console
 
-            Console().print(pairs.draw())
+            console = Console()
+            console.print(pairs.draw(console))
 
 
 @app.command(name="calibrate")

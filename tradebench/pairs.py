@@ -7,7 +7,8 @@ suite, and need no torch. Nothing here is written down by hand, so that nothing 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -16,13 +17,14 @@ from tradebench.techniques import Technique, catalogue, techniques
 from tradebench.trial import Model, Trial
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 T = TypeVar("T")
 Verdict = Literal["works", "works beside lora", "refused"]
 
 BESIDE = ("adapters", "lora")  # what lets weights train that take no gradient themselves
 MARKS: Mapping[Verdict, str] = {"works": "+", "works beside lora": "L", "refused": "x"}
+MOST_COLUMNS = 10_000
 KEY = "+ works · L works beside lora · x refused, for the numbered reason · blank: one slot"
 
 
@@ -93,8 +95,8 @@ def markdown() -> str:
     return "\n".join([*lines, "", KEY, "", *notes])
 
 
-def draw() -> RenderableType:
-    """The matrix for a terminal, with its reasons below."""
+def draw(console: Console) -> RenderableType:
+    """The matrix for a terminal with its reasons below; without it, where there is no room."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -103,8 +105,22 @@ def draw() -> RenderableType:
     table = Table("", *(str(number) for number, _ in _numbered(rows)), box=None, padding=(0, 1))
     for number, (head, cells) in _numbered(rows):
         table.add_row(Text(f"{number} {head}"), *cells)
+    unbounded = console.options.update(width=MOST_COLUMNS)
+    if console.measure(table, options=unbounded).maximum > console.width:
+        return Group(*(Text(line) for line in _listed(reasons)))
     notes = [Text(f"{number}. {reason}") for number, reason in _numbered(reasons)]
     return Group(table, Text(f"\n{KEY}\n"), *notes)
+
+
+def _listed(reasons: Iterable[str]) -> Iterator[str]:
+    """The counts, and every reason with the pairs that it keeps apart."""
+    counts = Counter(pair.verdict for pair in pairs())
+    yield ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS) + "."
+    for reason in reasons:
+        yield f"\n{reason}"
+        yield from (
+            f"    {pair.first} + {pair.second}" for pair in pairs() if reason in pair.reasons
+        )
 
 
 def _pair(first: Name, second: Name) -> Pair:

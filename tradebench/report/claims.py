@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tradebench.errors import UserError
 from tradebench.published.claims import Claim, claims_about
+from tradebench.report import predictions
 from tradebench.report.changes import Change, change, label, step
 from tradebench.report.complexity import DEFINITION, complexity
 from tradebench.report.fronts import Group, groups
@@ -178,7 +179,8 @@ def comparison(run: Run, beside: Run | None = None) -> Comparison | None:
 
 
 def _first(run: Run, kind: str) -> Group | None:
-    return next((group for group in groups(run) if group.kind == kind and group.ok), None)
+    found = predictions.apart(groups(run))
+    return next((group for group in found if group.kind == kind and group.ok), None)
 
 
 def _names(group: Group) -> tuple[str, ...]:
