@@ -186,7 +186,7 @@ def test_kinds_are_never_mixed() -> None:
 
 
 def test_another_design_has_no_ladder() -> None:
-    run = run_of(climbed(), ladder=None)
+    run = run_of(climbed(), design="product")
 
     assert ladder.ladder(run, fronts.groups(run)[0]) is None
 
@@ -215,7 +215,7 @@ def test_an_effect_nobody_asked_for_is_refused() -> None:
     assert "shows an effect of quantization, which is not in its settings" in sentence
 
 
-def test_sizes_may_follow_from_the_technique_but_not_vanish() -> None:
+def test_counts_may_follow_from_the_technique_but_not_vanish() -> None:
     assert refusal(result(ADAPTED), result(QUANTIZED)) == ""
     gone = {**effects_of(QUANTIZED), "precision": {"parameters": {"bfloat16": 260}}}
 
@@ -243,6 +243,16 @@ def test_a_row_that_changes_two_settings_is_refused() -> None:
 
     assert "adapters.method is lora in one and dora in the other" in sentence
     assert "adapters.rank is 16 in one and 8 in the other" in sentence
+
+
+def test_what_a_method_alone_has_to_choose_comes_with_it() -> None:
+    fewer = {**ADAPTED, "quantization": {"method": "int8"}}
+    more = {**ADAPTED, "quantization": {**NF4, "double": True}}
+
+    assert refusal(result(fewer), result(QUANTIZED)) == ""
+    assert "quantization.double is off in one and True in the other" in refusal(
+        result(fewer), result(more)
+    )
 
 
 def test_one_setting_may_change() -> None:

@@ -55,6 +55,14 @@ def test_a_rung_may_change_one_setting_of_the_one_before() -> None:
     ]
 
 
+def test_what_a_method_alone_has_to_choose_comes_with_it() -> None:
+    assert labels("grid: {adapters: lora, quantization: [off, int8, nf4]}\n") == [
+        "lora r16",
+        "int8 + lora r16",
+        "nf4 + lora r16",
+    ]
+
+
 def test_a_slot_with_one_alternative_is_in_every_row() -> None:
     rows = suite("grid: {adapters: lora, quantization: [off, nf4]}\n").trials()
 
@@ -117,9 +125,10 @@ def test_every_row_differs_from_the_one_before_in_one_slot(sizes: list[int]) -> 
     ("grid", "sentence"),
     [
         (
-            "grid:\n  adapters: lora\n  quantization:\n    - off\n    - int8\n    - nf4\n",
-            "x.yaml:9: quantization: a rung changes one setting, and from int8 to nf4 changes "
-            "method and double; keep one of them, or write design: each",
+            "grid:\n  adapters: lora\n  quantization:\n    - off\n    - int8\n"
+            "    - {method: nf4, double: true}\n",
+            "x.yaml:9: quantization: a rung changes one setting, and from int8 to nf4 double "
+            "changes method and double; keep one of them, or write design: each",
         ),
         (
             "grid:\n  adapters:\n    - off\n    - {method: lora, rank: [4, 8], alpha: [4, 8]}\n",

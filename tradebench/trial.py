@@ -15,7 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
-from tradebench.result import digest
+from tradebench.result import canonical_json, digest
 from tradebench.techniques import Stage, Technique
 
 T = TypeVar("T", bound=Technique)
@@ -189,3 +189,23 @@ class Trial(BaseModel):
     def cautions(self) -> tuple[str, ...]:
         """What a reader of this point's numbers must know."""
         return tuple(note for part in self.techniques for note in part.cautions(self))
+
+
+def changed(before: Technique, after: Technique) -> tuple[str, ...]:
+    """The settings in which two techniques of a slot differ, `method` among them.
+
+    What only one of two methods has to choose comes with it, unless it was chosen otherwise.
+    """
+    names = {**before.settings(), **after.settings()}
+    return tuple(name for name in names if _differs(name, before, after))
+
+
+def _differs(name: str, before: Technique, after: Technique) -> bool:
+    owners = [part for part in (before, after) if name in type(part).model_fields]
+    if len(owners) == 1:
+        field = type(owners[0]).model_fields[name]
+        default: object = field.get_default(call_default_factory=True)
+        return bool(getattr(owners[0], name) != default)
+    # JSON tells true and 1 apart.
+    one, other = (canonical_json(part.settings().get(name)) for part in owners)
+    return one != other

@@ -21,7 +21,8 @@ from tradebench.report.fronts import Z95, Group, noise_unit
 from tradebench.report.tables import Point
 from tradebench.report.units import clean, listed, significant
 from tradebench.result import Result
-from tradebench.techniques import catalogue
+from tradebench.techniques import Technique, catalogue
+from tradebench.trial import changed
 
 OFF = "off"
 CIRCUMSTANCES = ("model", "budget", "evaluate")
@@ -201,10 +202,13 @@ def _words(first: Result, second: Result, slot: str) -> str:
 
 def label(slot: str, fields: Mapping[str, Any]) -> str:
     """Return a technique's own label; slot and method where the catalogue has it no longer."""
+    part = _technique(slot, fields)
+    return clean(f"{slot} {fields.get('method')}" if part is None else part.label)
+
+
+def _technique(slot: str, fields: Mapping[str, Any]) -> Technique | None:
     kind = catalogue().get(slot, {}).get(str(fields.get("method")))
-    if kind is None:
-        return clean(f"{slot} {fields.get('method')}")
-    return clean(kind.model_validate(dict(fields)).label)
+    return None if kind is None else kind.model_validate(dict(fields))
 
 
 def _settings(first: Result, second: Result, slot: str) -> list[str]:
@@ -212,19 +216,25 @@ def _settings(first: Result, second: Result, slot: str) -> list[str]:
     ours, theirs = first.settings.get(slot), second.settings.get(slot)
     if ours is None or theirs is None:
         return []
-    changed = [
-        f"{slot}.{field} is {clean(str(one))} in one and {clean(str(other))} in the other"
-        for field, one, other in _unequal(ours, theirs)
+    parts = _technique(slot, ours), _technique(slot, theirs)
+    names = {name for name, _, _ in _unequal(ours, theirs)}
+    if parts[0] is not None and parts[1] is not None:
+        names &= set(changed(parts[0], parts[1]))
+    if len(names) < 2:
+        return []
+    return [
+        f"{slot}.{name} is {clean(str(one))} in one and {clean(str(other))} in the other"
+        for name, one, other in _unequal(ours, theirs)
+        if name in names
     ]
-    return changed if len(changed) > 1 else []
 
 
 def _effects(before: Point, after: Point) -> Iterator[str]:
     """Return what the techniques proved that contradicts the settings or the other point.
 
-    A prediction proves nothing and is judged by its settings alone. Bytes and parameters that a
-    technique finds may change with what another does to the weights; words, layers and shares
-    may not, and nothing may disappear.
+    A prediction proves nothing and is judged by its settings alone. What a technique counts may
+    follow from what another does to weights and batches; the layers that it covers, its words and
+    its shares may not, and nothing may disappear.
     """
     theirs = {result.repeat: result for result in _proven(after)}
     for result in (*_proven(before), *_proven(after)):
@@ -237,7 +247,7 @@ def _effects(before: Point, after: Point) -> Iterator[str]:
                     _flat(result.effects.get(slot, {})), _flat(other.effects.get(slot, {}))
                 )
                 for name, one, another in found:
-                    if not (_is_size(name) and _is_there(one) and _is_there(another)):
+                    if not (_may_follow(name, one) and _may_follow(name, another)):
                         yield (
                             f"the effect {slot}.{name} is {clean(str(one))} in one and "
                             f"{clean(str(another))} in the other"
@@ -278,10 +288,7 @@ def _flat(effect: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _is_size(name: str) -> bool:
-    """Whether an effect counts bytes or parameters."""
-    return any(part.endswith(("bytes", "parameters")) for part in name.split("."))
-
-
-def _is_there(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+def _may_follow(name: str, value: object) -> bool:
+    """Whether an effect is a count of something that is there, and not of layers."""
+    counts = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return counts and name.rpartition(".")[2] != "layers"

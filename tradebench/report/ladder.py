@@ -80,6 +80,9 @@ def ladder(run: Run, group: Group) -> Ladder | None:
     A row that differs from the one before in more than one thing has no changes, and says what
     else differs; with it end the changes against the baseline.
     """
+    # A run that went on with another design still has the order of the one before.
+    if run.header.get("design") != "ladder":
+        return None
     order = [str(trial) for trial in run.header.get("ladder") or ()]
     by_trial = {point.trial: point for point in group.points}
     points = [by_trial[trial] for trial in order if trial in by_trial]

@@ -19,7 +19,7 @@ from tradebench.suite.problems import (
     unknown,
 )
 from tradebench.techniques import Technique, catalogue
-from tradebench.trial import Settings
+from tradebench.trial import Settings, changed
 
 Design = Literal["product", "each", "list", "ladder"]
 Setting = Technique | None
@@ -117,16 +117,13 @@ def _no_rung(slot: str, before: Setting, after: Setting) -> str:
         return f"a rung only adds, and this one takes {slot} away; write off first, or once"
     if before is None:
         return ""
-    ours, theirs = before.settings(), after.settings()
-    changed = [
-        name for name in {**ours, **theirs} if not _same(ours.get(name, OFF), theirs.get(name, OFF))
-    ]
-    if len(changed) == 1:
+    names = changed(before, after)
+    if len(names) == 1:
         return ""
     step = f"from {before.label} to {after.label}"
-    if not changed:
+    if not names:
         return f"{slot}: this rung repeats the one before ({after.label}); remove it"
-    words = f"{', '.join(changed[:-1])} and {changed[-1]}"
+    words = f"{', '.join(names[:-1])} and {names[-1]}"
     return (
         f"{slot}: a rung changes one setting, and {step} changes {words}; "
         "keep one of them, or write design: each"
