@@ -138,11 +138,15 @@ def _pair(first: Name, second: Name) -> Pair:
         return Pair(
             first=first, second=second, verdict="works beside lora", cautions=beside.cautions()
         )
-    # What stands against the two with and without lora is what keeps them apart; where nothing
-    # does, each way has a reason of its own.
-    both = tuple(reason for reason in against if reason in still)
-    reasons = both or tuple(dict.fromkeys((*against, *still)))
-    return Pair(first=first, second=second, verdict="refused", reasons=reasons)
+    # What stands against the two with and without lora is what keeps them apart. Where nothing
+    # does, it is what stands against neither alone, and else each way has a reason of its own.
+    own = {reason for part in parts for reason in _trial((part,)).conflicts()}
+    both = [reason for reason in against if reason in still]
+    apart = [reason for reason in against if reason not in own]
+    reasons = both or apart or [*against, *still]
+    return Pair(
+        first=first, second=second, verdict="refused", reasons=tuple(dict.fromkeys(reasons))
+    )
 
 
 def _made(name: Name) -> Technique:
