@@ -149,4 +149,4 @@ def test_a_missing_library_is_missed_before_a_model_is_loaded(
     request = LoadRequest(device="cuda", dtype=torch.float32, compute_dtype=torch.float32)
 
     with pytest.raises(UserError, match=r"tradebench\[liger\]"):
-        FusedLoss().load(request)
+        FusedLoss(method="fused").load(request)

@@ -200,10 +200,15 @@ def test_full_checkpointing_is_found_out_where_results_were_to_be_kept(
     model, _, _ = run_trial(tiny_trial(FULL))
 
     with pytest.raises(ContradictionError, match="no result of an operation was kept"):
-        SelectiveCheckpointing().effect(model)
+        SelectiveCheckpointing(method="selective").effect(model)
 
 
 def test_labels_say_what_is_kept() -> None:
-    assert SelectiveCheckpointing(ratio=0.5).label == "selective 0.5"
-    assert SelectiveCheckpointing(save="matmuls").label == "selective 1 saving matmuls"
-    assert SelectiveCheckpointing(layers=(0, 2)).label == "selective layers 0, 2"
+    assert SelectiveCheckpointing(method="selective", ratio=0.5).label == "selective 0.5"
+    assert (
+        SelectiveCheckpointing(method="selective", save="matmuls").label
+        == "selective 1 saving matmuls"
+    )
+    assert (
+        SelectiveCheckpointing(method="selective", layers=(0, 2)).label == "selective layers 0, 2"
+    )

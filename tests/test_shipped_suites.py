@@ -73,3 +73,22 @@ def test_ladders_climb_the_same_rungs_on_both_models() -> None:
 
     assert rungs[0] == rungs[1]
     assert all(slot in catalogue() for row in rungs[0] for slot in row)
+
+
+@pytest.mark.parametrize(
+    ("slot", "fields", "method"),
+    [
+        ("checkpointing", "{ratio: 0.5}", "full"),
+        ("pruning", "{sparsity: 0.5}", "magnitude"),
+        ("sharding", "{degree: 1}", "fsdp2"),
+        ("loss", "{tokens: 16}", "chunked"),
+    ],
+)
+def test_settings_without_a_method_mean_what_they_meant_when_there_was_one(
+    slot: str, fields: str, method: str
+) -> None:
+    """People's suites go on working when a slot gets another technique."""
+    text = f"model: reference\ngrid: {{{slot}: {fields}}}\n"
+    (trial,) = Suite.parse(text, "x.yaml").trials()
+
+    assert trial.method(slot) == method

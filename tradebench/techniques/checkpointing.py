@@ -112,8 +112,8 @@ class SelectiveCheckpointing(Checkpointing):
 
     cite = "Korthikanti et al. 2022, arXiv:2205.05198"
 
-    # Another word for another technique in the same slot.
-    method: Literal["selective"] = "selective"  # type: ignore[assignment]
+    # Without a default: a suite that names no method of this slot means the plain one.
+    method: Literal["selective"]  # type: ignore[assignment]
     save: Literal["both", "matmuls", "attention"] = Field(
         "both", description="operations whose results are kept instead of computed again"
     )

@@ -31,7 +31,8 @@ class FusedLoss(Technique):
     cite = "Hsu et al. 2024, arXiv:2410.10989"
     cuda_only: ClassVar[str | None] = "liger-kernel is written in Triton and runs on a GPU only"
 
-    method: Literal["fused"] = "fused"
+    # Without a default: a suite that names no method of this slot means the plain one.
+    method: Literal["fused"]
 
     def conflicts(self, trial: Trial) -> list[str]:
         """It takes the head's weight itself, past whatever surrounds a call of the head."""
