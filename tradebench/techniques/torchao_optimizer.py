@@ -95,7 +95,7 @@ class TorchaoAdamW(Technique):
                 weight_decay=0.0,
                 block_size=BLOCKS[self.method],
             )
-            optimizer = FilledRate(inner)
+            optimizer = TensorRate(inner)
             if self.in_backward:
                 step_in_backward(optimizer, model)
             note(model, optimizer)
@@ -132,13 +132,18 @@ def _trains_in_model_format(trial: Trial) -> bool:
     return adapters is None or getattr(adapters, "dtype", "fp32") == "model"
 
 
-class FilledRate(Stepping):
-    """An optimizer whose learning rate is a tensor: putting a number in its place is an error."""
+class TensorRate(Stepping):
+    """An optimizer whose learning rate is a tensor: a number in its place is an error.
+
+    One that is made anew belongs to the step, while the first belongs to nothing in particular.
+    """
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this learning rate from the next step on."""
+        import torch
+
         for group in self.inner.param_groups:
-            group["lr"].fill_(learning_rate)
+            group["lr"] = torch.tensor(learning_rate, dtype=torch.float32)
 
 
 @cache
