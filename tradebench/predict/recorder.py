@@ -78,7 +78,8 @@ class Recorder(ShardTracker):
         self.storages: list[Storage] = []
         self.paths: list[str] = []
         self.homes: list[int] = []  # the layer in which each block was allocated
-        self.placed = True  # whether all tensors of layers lie on the device, and so have a home
+        # Whether weights and states of layers all lie on the device, and so have a home.
+        self.placed = True
         self.marks: list[Mark] = []
         self.operations: dict[Operation, int] = {}
         self.at_host_peak = ALL_ON_DEVICE
@@ -92,7 +93,7 @@ class Recorder(ShardTracker):
         self._readings: list[tuple[int, tuple[int, ...]]] = []
         self._loose = -1  # where the present run of releases outside of any layer began
         self._new: set[int] = set()  # states that may not be of the layer that they are taken for
-        self._stepping = False  # whether the optimizer's step is running
+        self._part = ""  # of a step, that is running
         self._from_nothing = False  # whether the optimizer is making such a one
         # Autograd nodes are numbered as they are made: which module made those from here on.
         self._numbers: list[int] = [0]
@@ -113,12 +114,12 @@ class Recorder(ShardTracker):
     def within(self, kind: MarkKind, name: str) -> Iterator[None]:
         """Mark where something begins and ends."""
         self._mark(kind, name)
-        self._stepping = (kind, name) == ("part", "optimizer")
+        self._part = name if kind == "part" else ""
         try:
             yield
         finally:
             self._mark(kind, "")
-            self._stepping = False
+            self._part = ""
             if kind != "phase":  # all of a step has its place: no layer is prepared in it
                 self._settle_here()
 
@@ -137,7 +138,9 @@ class Recorder(ShardTracker):
         tensors = list(tensors_in((*args, *kwargs.values())))
         before = self._here
         shared = self._locate(tensors)
-        self._from_nothing = self._stepping and all(self._block(part) is None for part in tensors)
+        self._from_nothing = self._part == "optimizer" and all(
+            self._block(tensor) is None for tensor in tensors
+        )
         position, block = len(self.events), len(self.sizes)
         result = super().follow(func, types, args, kwargs)
         if len(self.sizes) > block and not self._stack:
@@ -268,6 +271,8 @@ class Recorder(ShardTracker):
     def _see_on_host(self, storage: UntypedStorage) -> None:
         key, before = storage._cdata, self.host_peak
         if key not in self._on_host:
+            if not self._stack and self._part != "forward":
+                self.placed = False  # a state, or a gradient on its way to the optimizer
             self._host_homes[key] = self._here.layer
             self._host_bytes[self._here.layer] += storage.nbytes()
         super()._see_on_host(storage)
