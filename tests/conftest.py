@@ -44,8 +44,15 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<|pad|>", "<|unknown|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>")
 LAYERS = 4
 DRAWN, DRAWN_SLOWLY, TRIED = 5, 60, 100
-# What the tiny batch needs to be cut into chunks.
-FITTING = {"chunked": {"tokens": 16}, "galore": {"rank": 4}}
+# What the tiny batch needs to be cut into chunks, and few looks at data.
+FITTING = {
+    "chunked": {"tokens": 16},
+    "galore": {"rank": 4},
+    "vera": {"initial": 1.0},
+    "wanda": {"samples": 2},
+    "sparsegpt": {"samples": 2},
+    "structured": {"samples": 2},
+}
 LORA = {"method": "lora", "rank": 4}
 
 

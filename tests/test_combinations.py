@@ -35,7 +35,12 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "fp16"},
         {"method": "fp8"},
     ),
-    "pruning": ({"method": "magnitude", "sparsity": 0.5},),
+    "pruning": (
+        {"method": "magnitude", "sparsity": 0.5},
+        {"method": "magnitude", "sparsity": 0.5, "remask": True},
+        {"method": "wanda", "sparsity": 0.5, "samples": 2},
+        {"method": "sparsegpt", "sparsity": 0.5, "pattern": "2:4", "samples": 2},
+    ),
     "low_rank": (
         {"method": "svd", "rank": 16},
         {"method": "svd_activation", "rank": 16, "calibration": 2},
@@ -101,6 +106,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
     ),
 }
 LORA = CHOICES["adapters"][0]
+MASKED = ("magnitude", "wanda", "sparsegpt")
 TORCHAO = ("torchao_int8", "torchao_fp8")
 DRAWN_PAIRS, DRAWN_POINTS, DRAWN_SLOWLY = 40, 10, 150
 
@@ -130,7 +136,11 @@ def refused(settings: Point) -> list[str]:
         "take no gradient": method.get("quantization") not in (None, "qat")
         and "adapters" not in method,
         "dora crashes": method.get("quantization") == "int8" and method.get("adapters") == "dora",
-        "fills the zeros": bool(merged) and "pruning" in method,
+        "fills the zeros": bool(merged)
+        and method.get("pruning") in MASKED
+        and not settings["pruning"].get("remask"),
+        "applied to quantized": bool(settings.get("pruning", {}).get("remask"))
+        and "quantization" in method,
         "base has none": method.get("precision") == "fp8" and "quantization" in method,
         "that qat rounds": bool(merged) and method.get("quantization") == "qat",
         "norm of the dense": method.get("quantization") == "qat"

@@ -35,12 +35,14 @@ Compress = Callable[[Trial], nn.Module]
 Adapt = Callable[[Trial, nn.Module], nn.Module]
 Run = Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]
 
-# The tiny batch holds 62 tokens, which the default would take in one chunk; and what vera starts
-# from scales its few steps.
+# The tiny batch holds 62 tokens, which the default would take in one chunk.
 FITTING: dict[str, dict[str, Any]] = {
     "chunked": {"tokens": 16},
     "galore": {"rank": 4},
     "vera": {"initial": 1.0},
+    "wanda": {"samples": 2},
+    "sparsegpt": {"samples": 2},
+    "structured": {"samples": 2},
 }
 LORA = {"method": "lora", "rank": 4}
 DESCRIBING = ("conflicts", "effect")

@@ -426,7 +426,7 @@ def test_merging_into_a_pruned_base_is_refused(tiny_trial: Make) -> None:
     trial = tiny_trial({"pruning": PRUNED, "adapters": {**LORA, "merge": True}})
 
     assert trial.conflicts() == (
-        "merging an adapter fills the zeros of a pruned base; set merge: false",
+        "merging an adapter fills the zeros of a pruned base; set merge: false or remask: true",
     )
 
 

@@ -136,7 +136,8 @@ def perform(
     judges.trained(model)
     if materials.evaluator is not None:
         with enter("evaluate_after"), meter.phase("evaluate_after"):
-            for part in techniques:
+            # The last one first: an adapter is merged before the mask below it is applied again.
+            for part in reversed(techniques):
                 model = part.trained(model)
             judges.after(model)
     return training

@@ -43,10 +43,8 @@ class PeftAdapter(Technique):
     merge: bool = Field(False, description="merge into the base before the final evaluation")
 
     def conflicts(self, trial: Trial) -> list[str]:
-        """Merging fills the zeros of a pruned base; factors do not go by their matrix's name."""
+        """The factors of a matrix do not go by its name."""
         reasons = []
-        if self.merge and trial.method("pruning") is not None:
-            reasons.append("merging an adapter fills the zeros of a pruned base; set merge: false")
         if self.targets != "all-linear" and trial.method("low_rank") is not None:
             reasons.append("a factored layer is two layers of other names; use the default targets")
         return reasons
