@@ -345,7 +345,19 @@ class SilentMeter:
 
 
 @pytest.fixture(scope="session")
-def compressed() -> Callable[[Trial], nn.Module]:
+def needed() -> Callable[[Trial], None]:
+    """Skips a test of a trial that takes packages which are not installed here."""
+
+    def skip(trial: Trial) -> None:
+        for part in trial.techniques:
+            if (reason := part.missing()) is not None:
+                pytest.skip(reason)
+
+    return skip
+
+
+@pytest.fixture(scope="session")
+def compressed(needed: Callable[[Trial], None]) -> Callable[[Trial], nn.Module]:
     """Loads a trial's model and compresses it: what is evaluated before training."""
 
     def build(trial: Trial) -> nn.Module:
@@ -355,6 +367,7 @@ def compressed() -> Callable[[Trial], nn.Module]:
         from tradebench.program.perform import prepare
         from tradebench.techniques import Stage
 
+        needed(trial)
         request = prepare(trial).request
         torch.manual_seed(trial.budget.seed)
         model = load_model(trial.model, request)
@@ -385,7 +398,9 @@ def adapted() -> Callable[[Trial, nn.Module], nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def run_trial() -> Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]:
+def run_trial(
+    needed: Callable[[Trial], None],
+) -> Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]:
     """Takes a trial through the whole program in this process, without a worker.
 
     Returns the trained model, the losses, and by slot what each technique proved.
@@ -394,6 +409,7 @@ def run_trial() -> Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[st
     def run(trial: Trial) -> tuple[nn.Module, tuple[float, ...], dict[str, Any]]:
         from tradebench.program.perform import Judges, perform, prepare
 
+        needed(trial)
         models: list[nn.Module] = []
         effects: dict[str, Any] = {}
 

@@ -56,6 +56,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "qat"},
         {"method": "qat", "activations": True},
         {"method": "rtn", "bits": 3, "group": 64},
+        {"method": "gptq", "bits": 3, "group": 64, "samples": 4},
     ),
     "adapters": (
         {"method": "lora", "rank": 4},
@@ -152,9 +153,13 @@ def refused(settings: Point) -> list[str]:
         "under autocast": method.get("loss") == "fused"
         and method.get("precision") in ("bf16_autocast", "fp16"),
         "cannot merge": bool(merged)
-        and method.get("quantization") in ("nf4", "fp4")
+        and method.get("quantization") in ("nf4", "fp4", "gptq")
         and "sharding" in method,
-        "merge into packed": bool(merged) and method.get("quantization") == "rtn",
+        "merge into packed": bool(merged) and method.get("quantization") in ("rtn", "gptq"),
+        "on gptq weights": method.get("quantization") == "gptq"
+        and method.get("adapters") not in (None, "lora", "rslora"),
+        "zeros of a pruned base; use": method.get("quantization") == "gptq" and "pruning" in method,
+        "packs sides of 32": method.get("quantization") == "gptq" and "low_rank" in method,
         "have no zeros": "low_rank" in method and "pruning" in method,
         "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
         "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,

@@ -103,11 +103,12 @@ def figures(outcome: Outcome, meter: MemoryMeter) -> dict[str, int]:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Measure:
+def measured(monkeypatch: pytest.MonkeyPatch, needed: Callable[[Trial], None]) -> Measure:
     """The real rehearsal, as in a fresh process and without the profiler beside it."""
     monkeypatch.setattr("tradebench.worlds.meters.Profiler", lambda: None)
 
     def measure(trial: Trial) -> dict[str, int]:
+        needed(trial)
         monkeypatch.setattr(bitsandbytes.functional, "name2qmap", {})
         meter, outcome = MemoryMeter("cpu"), Outcome()
         rehearse(trial, prepare(trial), outcome, lambda beat: None, meter)
@@ -121,7 +122,7 @@ def agree(trial: Trial, measured: Measure) -> None:
 
     Loading has its own bound.
     """
-    fake, real = predicted(trial), measured(trial)
+    real, fake = measured(trial), predicted(trial)
     loading = real.pop("peak_tensor_bytes.load") - fake.pop("peak_tensor_bytes.load")
     parts = [fake[f"peak of {part}"] for part in ("forward", "backward", "optimizer")]
 

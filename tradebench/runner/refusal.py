@@ -17,6 +17,7 @@ def refuse(trial: Trial) -> tuple[str, ...]:
             for part in trial.techniques
             if part.cuda_only is not None
         )
+    reasons += tuple(reason for part in trial.techniques if (reason := part.missing()) is not None)
     if trial.ranks > PROCESSES:
         reasons += (
             f"{trial.label} needs {trial.ranks} processes, and a run has {PROCESSES}; "

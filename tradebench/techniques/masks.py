@@ -95,9 +95,9 @@ class MaskedPruning(Technique):
 
         def make(model: nn.Module) -> Optimizer:
             for _, linear in decoder_linears(model):
-                if linear.weight.requires_grad or self.remask:
+                if _trains(linear) or self.remask:
                     linear.register_buffer(MASK, linear.weight != 0, persistent=False)
-                if linear.weight.requires_grad:
+                if _trains(linear):
                     _mask_gradient(linear.weight, linear.get_buffer(MASK))
             return factory(model)
 
@@ -106,7 +106,7 @@ class MaskedPruning(Technique):
     def stepped(self, model: nn.Module) -> None:
         """Zero the pruned weights again: momentum and weight decay may have moved them."""
         for _, linear in decoder_linears(model):
-            if linear.weight.requires_grad:
+            if _trains(linear):
                 linear.weight.data.mul_(linear.get_buffer(MASK))
 
     def trained(self, model: nn.Module) -> nn.Module:
@@ -193,6 +193,11 @@ def dense(linear: nn.Linear) -> Tensor:
         return linear.weight
     weight: Tensor = dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None))
     return weight
+
+
+def _trains(linear: nn.Linear) -> bool:
+    """Whether the weight takes a gradient; a packed one is not unpacked to be asked."""
+    return any(parameter.requires_grad for parameter in linear.parameters(recurse=False))
 
 
 def _mask_gradient(weight: Tensor, mask: Tensor) -> None:

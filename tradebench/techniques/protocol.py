@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, get_args
 
@@ -123,6 +124,8 @@ class Technique(BaseModel):
     comes from. `exact` promises that the loss does not change by a single bit. `cuda_only` holds
     the sentence that says why it cannot run on a CPU, where it cannot. `affine` names the settings
     that are a dimension of some tensors, so that memory between two values is a straight line.
+    `packages` are those that running it takes beyond tradebench's own, which `extra` brings;
+    predicting takes none of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -134,6 +137,8 @@ class Technique(BaseModel):
     exact: ClassVar[bool] = False
     affine: ClassVar[tuple[str, ...]] = ()
     cuda_only: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str | None] = None
     aliases: ClassVar[Mapping[str, str]] = {}
 
     method: str
@@ -207,6 +212,18 @@ class Technique(BaseModel):
         return 1
 
     # Before torch is imported.
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why it cannot run with what is installed here, with the remedy; None where it can."""
+        absent = [package for package in cls.packages if find_spec(package) is None]
+        if not absent:
+            return None
+        verb = "is" if len(absent) == 1 else "are"
+        return (
+            f"{cls.methods()[0]} needs {' and '.join(absent)}, which {verb} not installed; "
+            f"use pip install 'tradebench[{cls.extra}]'"
+        )
 
     def conflicts(self, trial: Trial) -> list[str]:
         """Why this technique cannot be part of the trial: full sentences, each with a remedy."""
