@@ -153,7 +153,7 @@ def refused(settings: Point) -> list[str]:
         "under autocast": method.get("loss") == "fused"
         and method.get("precision") in ("bf16_autocast", "fp16"),
         "cannot merge": bool(merged)
-        and method.get("quantization") in ("nf4", "fp4", "gptq")
+        and method.get("quantization") in ("nf4", "fp4")
         and "sharding" in method,
         "merge into packed": bool(merged) and method.get("quantization") in ("rtn", "gptq"),
         "on gptq weights": method.get("quantization") == "gptq"
