@@ -45,7 +45,7 @@ SPECIAL = ("<|pad|>", "<|unknown|>", "<|bos|>", "<|end|>", "<|user|>", "<|assist
 LAYERS = 4
 DRAWN, DRAWN_SLOWLY, TRIED = 5, 60, 100
 # What the tiny batch needs to be cut into chunks, and few looks at data.
-FITTING = {
+FITTING: dict[str, dict[str, Any]] = {
     "chunked": {"tokens": 16},
     "galore": {"rank": 4},
     "vera": {"initial": 1.0},
