@@ -45,7 +45,7 @@ design: list
 grid:
   - {precision: bf16}
   - {quantization: nf4}
-  - {checkpointing: {ratio: 1}}
+  - {checkpointing: {method: full}}
 """
 Answer = Mapping[str, Any]
 Ask = Callable[..., int]
@@ -423,7 +423,9 @@ def test_a_run_is_not_harmed_by_a_prediction_that_breaks(
 
 def suite_of(points: int) -> Suite:
     file = Path("few.yaml")
-    grid = ["{precision: bf16}", "{loss: {}}", "{checkpointing: {ratio: 1}}"][:points]
+    grid = ["{precision: bf16}", "{loss: {method: chunked}}", "{checkpointing: {method: full}}"][
+        :points
+    ]
     lines = "".join(f"  - {each}\n" for each in grid)
     file.write_text(f"model: reference\nbudget: {{data: random}}\ndesign: list\ngrid:\n{lines}")
     return Suite.load(file)

@@ -23,7 +23,7 @@ from tradebench.result import digest
 from tradebench.target import Target
 from tradebench.trial import FileData, HubData, Trial
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lm_eval", "numpy")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "torchao", "lm_eval", "numpy")
 # What a local model's shapes, tokenizer and chat template are written in.
 READ = (".json", ".jinja", ".model", ".txt")
 
