@@ -146,6 +146,7 @@ def refused(settings: Point) -> list[str]:
         "that qat rounds": bool(merged) and method.get("quantization") == "qat",
         "norm of the dense": method.get("quantization") == "qat"
         and method.get("adapters") == "dora",
+        "rows of factored": method.get("quantization") == "qat" and "low_rank" in method,
         "split over processes": method.get("quantization") == "qat" and "sharding" in method,
         "into shares": method.get("quantization") in TORCHAO and "sharding" in method,
         "lose their scales": method.get("quantization") == "int8" and "sharding" in method,

@@ -151,6 +151,22 @@ def test_groups_that_do_not_divide_a_row_are_refused(
         compressed(tiny_trial(rounding(group=48)))
 
 
+@pytest.mark.parametrize(
+    ("factors", "legal"), [({"rank": 32}, True), ({"rank": 16}, False), ({"energy": 0.5}, False)]
+)
+def test_factored_layers_have_rows_that_groups_divide_or_are_refused(
+    factors: dict[str, Any], legal: bool, tiny_trial: Make, run_trial: Run
+) -> None:
+    trial = tiny_trial({**rounding(), "low_rank": {"method": "svd", **factors}}, steps=1)
+
+    assert (trial.conflicts() == ()) is legal
+    if legal:
+        assert run_trial(trial)[2]["quantization"]["layers"] == 2 * 28
+    else:
+        with pytest.raises(UserError, match="a group of 32 does not divide"):
+            run_trial(trial)
+
+
 # What it takes, and what gives it away.
 
 

@@ -55,6 +55,12 @@ class QAT(Technique):
             )
         if trial.settings.get("adapters", {}).get("merge"):
             reasons.append("an adapter cannot merge into weights that qat rounds; set merge: false")
+        factored = trial.settings.get("low_rank")
+        if factored is not None and (factored.get("rank") or 1) % self.group:
+            reasons.append(
+                f"groups of {self.group} weights do not divide the rows of factored layers; "
+                f"set rank: a multiple of {self.group}"
+            )
         if trial.method("sharding") is not None:
             reasons.append(
                 "qat cannot quantize weights that are split over processes; set sharding: off"
