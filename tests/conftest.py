@@ -51,7 +51,6 @@ FITTING: dict[str, dict[str, Any]] = {
     "vera": {"initial": 1.0},
     "wanda": {"samples": 2},
     "sparsegpt": {"samples": 2},
-    "structured": {"samples": 2},
 }
 LORA = {"method": "lora", "rank": 4}
 

@@ -40,6 +40,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "magnitude", "sparsity": 0.5, "remask": True},
         {"method": "wanda", "sparsity": 0.5, "samples": 2},
         {"method": "sparsegpt", "sparsity": 0.5, "pattern": "2:4", "samples": 2},
+        {"method": "structured", "channels": 0.3, "heads": 0.5},
     ),
     "low_rank": (
         {"method": "svd", "rank": 16},

@@ -220,7 +220,7 @@ def _update_dropped(model: nn.Module) -> float | None:
     for layer in layers:
         mask = layer.base_layer.get_buffer(MASK)
         for name in layer.active_adapters:
-            update = layer.get_delta_weight(name).square()
+            update = layer.get_delta_weight(name).detach().square()
             total += float(update.sum())
             dropped += float(update.mul(~mask).sum())
     return round(dropped / total, 6) if total else None
