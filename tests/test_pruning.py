@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tradebench.errors import UserError
+from tradebench.predict.memory import perform_fake, predict_memory, reach
+from tradebench.program.measure import rehearse
 from tradebench.program.perform import Judges, perform, prepare
+from tradebench.result import Outcome
 from tradebench.techniques import ContradictionError, Technique
 from tradebench.techniques.calibrated_pruning import allocate
 from tradebench.techniques.layerwise import Layer, layers_in_turn
@@ -24,6 +27,7 @@ from tradebench.techniques.sparsegpt import SparseGPT, eliminate, inverse_factor
 from tradebench.techniques.targets import decoder_linears
 from tradebench.techniques.wanda import Wanda
 from tradebench.trial import Trial
+from tradebench.worlds.meters import MemoryMeter
 
 Make = Callable[..., Trial]
 Compress = Callable[[Trial], nn.Module]
@@ -360,3 +364,51 @@ def test_the_program_masks_after_it_merges(
     )
 
     assert order == ["adapters", "pruning"]
+
+
+# In the fake world.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "wanda", "allocation": "by_layer", "samples": 2},
+        {"method": "wanda", "pattern": "4:8", "samples": 2},
+        {"method": "sparsegpt", "allocation": "by_layer", "samples": 2},
+        {"method": "sparsegpt", "pattern": "2:4", "samples": 2},
+        {"method": "magnitude", "pattern": "2:4"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_compressing_takes_the_bytes_that_the_fake_world_foresees(
+    settings: dict[str, Any], tiny_trial: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although nothing is known there of which weights go, nor of how many in which layer."""
+    monkeypatch.setattr("tradebench.worlds.meters.Profiler", lambda: None)
+    trial = tiny_trial({"pruning": settings}, steps=1)
+    real, outcome = MemoryMeter("cpu"), Outcome()
+    rehearse(trial, prepare(trial), outcome, lambda beat: None, real)
+    fake = MemoryMeter("cpu", fake=True)
+    perform_fake(trial, reach(trial).materials, fake, Outcome())
+
+    assert real.peaks["compress"] == fake.peaks["compress"] > real.peaks["load"]
+    assert real.peaks["train"] == fake.peaks["train"]
+
+
+def test_masks_of_a_sharded_model_are_sharded(tiny_trial: Make) -> None:
+    """One byte for each weight of the process's share."""
+    weights = 491_520
+    for degree in (1, 4):
+        sharding = {"method": "fsdp2", "degree": degree}
+        plain, masked = (
+            {
+                name: found.value
+                for name, found in predict_memory(tiny_trial(settings)).measurements.items()
+            }
+            for settings in (
+                {"sharding": sharding},
+                {"sharding": sharding, "pruning": {"method": "magnitude"}},
+            )
+        )
+
+        assert masked["peak_weights_bytes"] - plain["peak_weights_bytes"] == weights // degree
