@@ -32,7 +32,8 @@ class SparseGPT(CalibratedPruning):
 
     unusual: ClassVar[tuple[str, ...]] = (*CalibratedPruning.unusual, "damp")
 
-    method: Literal["sparsegpt"] = "sparsegpt"
+    # Without a default: a suite that names no method of this slot means the plain one.
+    method: Literal["sparsegpt"]
     damp: float = Field(
         0.01, gt=0, lt=1, description="share of the mean curvature that is added to every weight's"
     )

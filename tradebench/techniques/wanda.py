@@ -21,7 +21,8 @@ class Wanda(CalibratedPruning):
 
     cite = "Sun et al. 2023, arXiv:2306.11695; OWL arXiv:2310.05175"
 
-    method: Literal["wanda"] = "wanda"
+    # Without a default: a suite that names no method of this slot means the plain one.
+    method: Literal["wanda"]
 
     def pruned(self, shape: torch.Size) -> int:
         """So many of every row."""
