@@ -15,7 +15,8 @@ import torch
 
 from tradebench import reference
 from tradebench.errors import UserError
-from tradebench.program.data import Example, batches, collate, load_examples, longest
+from tradebench.program.data import batches, collate, load_examples, longest
+from tradebench.techniques.protocol import Example
 from tradebench.program.model import load_tokenizer
 from tradebench.techniques.protocol import IGNORED
 from tradebench.trial import Budget, FileData, HubData, Model

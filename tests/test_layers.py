@@ -15,6 +15,7 @@ ROOT = Path(tradebench.__file__).parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "lm_eval", "datasets", "accelerate"}
 DRAWING = {"matplotlib", "pandas", "scipy"}
 TORCH_SIDE = (
+    "layers",
     "predict",
     "program",
     "worlds",
@@ -32,28 +33,34 @@ LEVELS = {
     "pareto": 0,
     "configs": 1,
     "devices": 1,
-    "techniques": 1,
     "reference": 1,
     "target": 1,
-    "trial": 2,
-    "published": 3,
-    "environment": 3,
-    "knobs": 3,
-    "pairs": 3,
-    "store": 3,
-    "suite": 3,
-    "worlds": 3,
-    "program": 4,
-    "report": 4,
-    "runner": 4,
-    "doctor": 5,
-    "predict": 5,
-    "plan": 5,
-    "commands": 6,
-    "cli": 7,
+    "techniques": 2,
+    "trial": 3,
+    "published": 4,
+    "environment": 4,
+    "knobs": 4,
+    "pairs": 4,
+    "store": 4,
+    "suite": 4,
+    "worlds": 4,
+    "layers": 5,
+    "program": 5,
+    "report": 5,
+    "runner": 5,
+    "doctor": 6,
+    "predict": 6,
+    "plan": 6,
+    "commands": 7,
+    "cli": 8,
 }
-# The two commands that compute run torch inside their own functions.
-LICENSED = {("cli", "tradebench.reference.build"), ("cli", "tradebench.predict.calibrate")}
+# The two commands that compute run torch inside their own functions, as hooks of techniques do.
+LICENSED = {
+    ("cli", "tradebench.reference.build"),
+    ("cli", "tradebench.predict.calibrate"),
+    ("techniques", "tradebench.layers.gptq"),
+    ("techniques", "tradebench.layers.packed"),
+}
 
 
 @cache

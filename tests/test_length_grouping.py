@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tradebench.program.data import Example
+from tradebench.techniques.protocol import Example
 from tradebench.program.perform import feed, longest, prepare
 from tradebench.techniques.length_grouping import LengthGrouping
 from tradebench.trial import Trial

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tradebench.program.data import Example, collate
+from tradebench.program.data import collate
+from tradebench.techniques.protocol import Example
 from tradebench.program.loop import (
     AdamW,
     Training,

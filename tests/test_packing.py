@@ -16,7 +16,8 @@ from transformers import masking_utils
 
 from tradebench.predict.memory import predict_memory
 from tradebench.program import loop
-from tradebench.program.data import Example, collate
+from tradebench.program.data import collate
+from tradebench.techniques.protocol import Example
 from tradebench.program.measure import rehearse
 from tradebench.program.perform import longest, prepare
 from tradebench.result import Outcome

@@ -383,14 +383,15 @@ def _host(
 
     It is most when the forward pass is over, at any depth.
     """
+    if OUTSIDE in record.host.layers:  # an optimizer's states, say
+        raise StructureError("what each layer keeps on the host is not written down")
     sizes: dict[tuple[Hashable, ...], int] = {}
     for layer, case in enumerate(cases):
         size = record.host.layers.get(layer, 0)
         if sizes.setdefault(case, size) != size:
             raise StructureError(f"layer {layer} has on the host what one treated alike has not")
     layers = {layer: sizes[case] for layer, case in enumerate(deep)}
-    outside = {OUTSIDE: record.host.layers[OUTSIDE]} if OUTSIDE in record.host.layers else {}
-    return HostPeak(record.host.position, {**outside, **layers})
+    return HostPeak(record.host.position, layers)
 
 
 def _check(record: Record) -> None:

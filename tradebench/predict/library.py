@@ -90,9 +90,7 @@ class Library:
                 return self._blended(trial, ends)
             shallow = self._blended(shallower(trial, short), ends)
             if not shallow.placed:
-                raise StructureError(
-                    "layers whose weights or states lie on the host are not told apart"
-                )
+                raise StructureError("layers whose weights lie on the host are not told apart")
             try:
                 return extend(shallow, short, kinds, margin)
             except StructureError as error:

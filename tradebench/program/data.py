@@ -7,7 +7,6 @@ import json
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from jinja2 import TemplateError
 
 from tradebench import reference
 from tradebench.errors import UserError
-from tradebench.techniques.protocol import IGNORED
+from tradebench.techniques.protocol import IGNORED, Example
 from tradebench.trial import Budget, FileData, HubData
 
 if TYPE_CHECKING:
@@ -26,23 +25,6 @@ if TYPE_CHECKING:
     from tradebench.techniques.protocol import Batch
 
 RANDOM_EXAMPLES = 64  # of full length; more would only cost time, since nothing is learnt
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training sequence: token ids, and the label of each token (IGNORED off the answers)."""
-
-    tokens: tuple[int, ...]
-    labels: tuple[int, ...]
-
-    @property
-    def answers(self) -> int:
-        """Tokens that carry loss; the first token is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
-
-    def cut(self, length: int) -> Example:
-        """The first `length` tokens."""
-        return Example(self.tokens[:length], self.labels[:length])
 
 
 def load_examples(

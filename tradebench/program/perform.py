@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tradebench.program.evaluation import Evaluator
-    from tradebench.techniques.protocol import Batch, OptimizerFactory
+    from tradebench.techniques.protocol import Batch, Example, OptimizerFactory
 
 Enter = Callable[[Phase], AbstractContextManager[Callable[[int], None]]]
 Judge = Callable[[nn.Module], None]
@@ -43,7 +43,7 @@ class Materials:
 
     device: str
     request: LoadRequest
-    examples: Sequence[data.Example]
+    examples: Sequence[Example]
     padding: int
     evaluator: Evaluator | None
 
@@ -158,7 +158,7 @@ def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
     return stream
 
 
-def arranged(trial: Trial, epoch: Sequence[data.Example]) -> Sequence[data.Example]:
+def arranged(trial: Trial, epoch: Sequence[Example]) -> Sequence[Example]:
     """An epoch of training examples, as the trial's techniques change it."""
     for part in trial.techniques:
         epoch = part.examples(epoch, trial.budget.batch)
@@ -178,7 +178,7 @@ def longest(trial: Trial, materials: Materials) -> list[list[Batch]]:
     return [answers] if alike else [answers, tokens]
 
 
-def _repeated(trial: Trial, materials: Materials, chosen: Sequence[data.Example]) -> list[Batch]:
+def _repeated(trial: Trial, materials: Materials, chosen: Sequence[Example]) -> list[Batch]:
     """A step of nothing but these examples, through every technique."""
     stream: Iterator[Batch] = (
         data.collate(examples, materials.padding, materials.device) for examples in repeat(chosen)

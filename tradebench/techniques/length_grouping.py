@@ -18,8 +18,7 @@ from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stag
 if TYPE_CHECKING:
     from torch import nn
 
-    from tradebench.program.data import Example
-    from tradebench.techniques.protocol import Batch, Effect
+    from tradebench.techniques.protocol import Batch, Effect, Example
     from tradebench.trial import Trial
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    from tradebench.program.data import Example
     from tradebench.trial import Trial
 
 
@@ -102,6 +101,23 @@ if TYPE_CHECKING:
 
 
 IGNORED = -100  # the label of a token that carries no loss, as everywhere in torch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence: token ids, and the label of each token (IGNORED off the answers)."""
+
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def answers(self) -> int:
+        """Tokens that carry loss; the first token is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+    def cut(self, length: int) -> Example:
+        """The first `length` tokens."""
+        return Example(self.tokens[:length], self.labels[:length])
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class Structured(Technique):
     slot, stage, axis = "pruning", Stage.PRUNE, "channels"
     cite = "Ma et al. 2023, arXiv:2305.11627 (LLM-Pruner)"
 
-    method: Literal["structured"] = "structured"
+    method: Literal["structured"]
     channels: float = Field(0.25, ge=0, lt=1, description="share of MLP channels removed")
     heads: float = Field(0.0, ge=0, lt=1, description="share of groups of heads removed")
 

@@ -19,8 +19,7 @@ from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stag
 if TYPE_CHECKING:
     from torch import nn
 
-    from tradebench.program.data import Example
-    from tradebench.techniques.protocol import Batch, Effect
+    from tradebench.techniques.protocol import Batch, Effect, Example
 
 
 class Subset(Technique):
