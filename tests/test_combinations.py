@@ -43,7 +43,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "structured", "channels": 0.3, "heads": 0.5},
     ),
     "low_rank": (
-        {"method": "svd", "rank": 16},
+        {"method": "svd", "rank": 32},
         {"method": "svd_activation", "rank": 16, "calibration": 2},
         {"method": "svd", "energy": 0.5},
     ),
@@ -162,6 +162,8 @@ def refused(settings: Point) -> list[str]:
         and method.get("adapters") not in (None, "lora", "rslora"),
         "zeros of a pruned base; use": method.get("quantization") == "gptq" and "pruning" in method,
         "packs sides of 32": method.get("quantization") == "gptq" and "low_rank" in method,
+        "into whole groups": method.get("quantization") == "qat"
+        and settings.get("low_rank", {"rank": 32}).get("rank") != 32,
         "have no zeros": "low_rank" in method and "pruning" in method,
         "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
         "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,
@@ -221,6 +223,8 @@ DRAWN = [
     *random.Random(name(POINTS[0])).sample(LEGAL_PAIRS, DRAWN_PAIRS),
     *LEGAL_POINTS[:DRAWN_POINTS],
 ]
+# Ranks by energy follow from weights, which a prediction does not read.
+PREDICTABLE = [pair for pair in LEGAL_PAIRS if "energy" not in pair.get("low_rank", {})]
 FURTHER = [*LEGAL_PAIRS, *LEGAL_POINTS[DRAWN_POINTS:DRAWN_SLOWLY]]
 
 
@@ -317,7 +321,7 @@ def materials() -> Materials:
     return reach(large({})).materials
 
 
-@pytest.mark.parametrize("settings", LEGAL_PAIRS, ids=name)
+@pytest.mark.parametrize("settings", PREDICTABLE, ids=name)
 @pytest.mark.usefixtures("quick_collections")
 def test_every_legal_pair_trains_in_the_fake_world(settings: Point, materials: Materials) -> None:
     meter = MemoryMeter("cpu", fake=True)
