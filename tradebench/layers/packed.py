@@ -53,6 +53,14 @@ class PackedLinear(nn.Linear):
             packed, self.scales, self.zeros, self.in_features, self.bits, self.group, self.dtype
         )
 
+    @property
+    def qweight(self) -> Tensor:
+        """The packed integers, by the name under which peft looks for where a layer lies.
+
+        Without it peft would ask for the dense weight, and have it made for nothing.
+        """
+        return self.packed
+
     def forward(self, inputs: Tensor) -> Tensor:
         """`inputs @ weight.T + bias`, in the format that autocast asks for, else the inputs'."""
         device = inputs.device.type
