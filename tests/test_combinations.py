@@ -43,7 +43,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "structured", "channels": 0.3, "heads": 0.5},
     ),
     "low_rank": (
-        {"method": "svd", "rank": 32},
+        {"method": "svd", "rank": 16},
         {"method": "svd_activation", "rank": 16, "calibration": 2},
         {"method": "svd", "energy": 0.5},
     ),
@@ -162,8 +162,6 @@ def refused(settings: Point) -> list[str]:
         and method.get("adapters") not in (None, "lora", "rslora"),
         "zeros of a pruned base; use": method.get("quantization") == "gptq" and "pruning" in method,
         "packs sides of 32": method.get("quantization") == "gptq" and "low_rank" in method,
-        "into whole groups": method.get("quantization") == "qat"
-        and settings.get("low_rank", {"rank": 32}).get("rank") != 32,
         "have no zeros": "low_rank" in method and "pruning" in method,
         "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
         "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,

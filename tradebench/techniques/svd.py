@@ -73,17 +73,13 @@ class Svd(Technique):
         return fields
 
     def conflicts(self, trial: Trial) -> list[str]:
-        """A rank makes every matrix smaller, keeps no zeros, and is the width of the factors."""
+        """A rank must make every matrix smaller; factors of a sparse matrix are not sparse."""
         reasons = []
         limit = min((_limit(*shape) for shape in matrix_shapes(trial.model)), default=self.rank)
         if self.energy is None and self.rank > limit:
             reasons.append(_too_wide(self.rank, limit))
         if trial.method("pruning") is not None:
             reasons.append("the factors of a pruned matrix have no zeros; use only one of the two")
-        quantization = trial.settings.get("quantization", {})
-        whole = self.energy is None and self.rank % quantization.get("group", 1) == 0
-        if quantization.get("method") == "qat" and not whole:
-            reasons.append("ranks are not cut into whole groups for qat; choose another rank")
         return reasons
 
     def cautions(self, trial: Trial) -> list[str]:
