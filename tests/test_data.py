@@ -16,9 +16,8 @@ import torch
 from tradebench import reference
 from tradebench.errors import UserError
 from tradebench.program.data import batches, collate, load_examples, longest
-from tradebench.techniques.protocol import Example
 from tradebench.program.model import load_tokenizer
-from tradebench.techniques.protocol import IGNORED
+from tradebench.techniques.protocol import IGNORED, Example
 from tradebench.trial import Budget, FileData, HubData, Model
 
 Rows = Callable[..., list[Example]]

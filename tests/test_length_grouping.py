@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tradebench.techniques.protocol import Example
 from tradebench.program.perform import feed, longest, prepare
 from tradebench.techniques.length_grouping import LengthGrouping
+from tradebench.techniques.protocol import Example
 from tradebench.trial import Trial
 
 Make = Callable[..., Trial]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from tradebench.program.data import collate
-from tradebench.techniques.protocol import Example
 from tradebench.program.loop import (
     AdamW,
     Training,
@@ -28,7 +27,7 @@ from tradebench.result import DivergedError
 from tradebench.techniques import Technique
 from tradebench.techniques.chunked_loss import ChunkedLoss
 from tradebench.techniques.magnitude import Magnitude
-from tradebench.techniques.protocol import IGNORED
+from tradebench.techniques.protocol import IGNORED, Example
 from tradebench.trial import Budget, Trial
 from tradebench.worlds.meters import Clock
 

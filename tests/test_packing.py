@@ -17,12 +17,11 @@ from transformers import masking_utils
 from tradebench.predict.memory import predict_memory
 from tradebench.program import loop
 from tradebench.program.data import collate
-from tradebench.techniques.protocol import Example
 from tradebench.program.measure import rehearse
 from tradebench.program.perform import longest, prepare
 from tradebench.result import Outcome
 from tradebench.techniques.packing import first_fit, packed
-from tradebench.techniques.protocol import IGNORED, model_inputs
+from tradebench.techniques.protocol import IGNORED, Example, model_inputs
 from tradebench.trial import Trial
 from tradebench.worlds.meters import MemoryMeter
 

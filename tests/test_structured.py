@@ -98,7 +98,7 @@ def test_bytes_fall_by_what_was_removed(tiny_trial: Make, run_trial: Run) -> Non
     ("share", "kept"), [(0.25, 128), (0.1, 192), (0.5, 128), (0.9, 64), (0.0, 192)]
 )
 def test_channels_are_kept_in_multiples_of_64(share: float, kept: int) -> None:
-    assert Structured(channels=share).channels_of(192) == (192, kept)
+    assert Structured(method="structured", channels=share).channels_of(192) == (192, kept)
 
 
 def test_removing_nothing_is_refused(tiny_trial: Make, compressed: Compress) -> None:
@@ -114,7 +114,7 @@ def test_another_shape_is_found_out(tiny_trial: Make, compressed: Compress) -> N
     model = compressed(tiny_trial({"pruning": BOTH}))
 
     with pytest.raises(ContradictionError, match="leaves 64 channels and 32 rows of keys, but"):
-        Structured(channels=0.7, heads=0.5).effect(model)
+        Structured(method="structured", channels=0.7, heads=0.5).effect(model)
 
 
 def test_layers_that_are_built_in_another_way_are_refused(

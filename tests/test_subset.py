@@ -13,9 +13,9 @@ from torch import nn
 
 from tradebench.errors import UserError
 from tradebench.predict.library import Library
-from tradebench.techniques.protocol import Example
 from tradebench.program.perform import feed, longest, prepare
 from tradebench.techniques import ContradictionError
+from tradebench.techniques.protocol import Example
 from tradebench.techniques.subset import Subset, place
 from tradebench.trial import Trial
 

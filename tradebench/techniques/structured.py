@@ -45,6 +45,7 @@ class Structured(Technique):
     slot, stage, axis = "pruning", Stage.PRUNE, "channels"
     cite = "Ma et al. 2023, arXiv:2305.11627 (LLM-Pruner)"
 
+    # Without a default: a suite that names no method of this slot means the plain one.
     method: Literal["structured"]
     channels: float = Field(0.25, ge=0, lt=1, description="share of MLP channels removed")
     heads: float = Field(0.0, ge=0, lt=1, description="share of groups of heads removed")
