@@ -373,10 +373,12 @@ def test_the_program_masks_after_it_merges(
     "settings",
     [
         {"method": "wanda", "allocation": "by_layer", "samples": 2},
-        {"method": "wanda", "pattern": "4:8", "samples": 2},
-        {"method": "sparsegpt", "allocation": "by_layer", "samples": 2},
+        pytest.param({"method": "wanda", "pattern": "4:8", "samples": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            {"method": "sparsegpt", "allocation": "by_layer", "samples": 2}, marks=pytest.mark.slow
+        ),
         {"method": "sparsegpt", "pattern": "2:4", "samples": 2},
-        {"method": "magnitude", "pattern": "2:4"},
+        pytest.param({"method": "magnitude", "pattern": "2:4"}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
@@ -395,6 +397,7 @@ def test_compressing_takes_the_bytes_that_the_fake_world_foresees(
     assert real.peaks["train"] == fake.peaks["train"]
 
 
+@pytest.mark.slow
 def test_masks_of_a_sharded_model_are_sharded(tiny_trial: Make) -> None:
     """One byte for each weight of the process's share."""
     weights = 491_520
