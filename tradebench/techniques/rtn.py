@@ -31,7 +31,7 @@ class RoundToNearest(Technique):
     slot, stage, axis = "quantization", Stage.QUANTIZE, "bits"
     cite = "the baseline of Frantar et al. 2022, arXiv:2210.17323 (GPTQ)"
 
-    method: Literal["rtn"] = "rtn"
+    method: Literal["rtn"]
     bits: Literal[2, 3, 4, 8] = Field(4, description="bits of each weight")
     group: int = Field(128, ge=8, description="neighbouring weights of a row that share a scale")
 
