@@ -74,7 +74,7 @@ def error(found: Tensor, weight: Tensor, inputs: Tensor) -> float:
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
 def test_wanda_zeroes_what_the_paper_says(weight: Tensor, inputs: Tensor, pattern: str) -> None:
     layer, linear = layer_of(weight, inputs)
-    Wanda.model_validate({"pattern": pattern}).prune(layer, 0.5)
+    Wanda.model_validate({"method": "wanda", "pattern": pattern}).prune(layer, 0.5)
 
     expected = weight.clone()
     size = {"unstructured": COLUMNS, "2:4": 4, "4:8": 8}[pattern]
@@ -165,7 +165,9 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(
     lost = {}
     for technique in (Wanda, SparseGPT):
         layer, linear = layer_of(weight, inputs)
-        technique.model_validate({"pattern": pattern}).prune(layer, 0.5)
+        technique.model_validate({"method": technique.methods()[0], "pattern": pattern}).prune(
+            layer, 0.5
+        )
         lost[technique] = error(linear.weight.data, weight, inputs)
     plain = weight.clone()
     size = {"unstructured": COLUMNS, "2:4": 4, "4:8": 8}[pattern]
