@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear_cross_entropy
 
-from tradebench.errors import UserError
-from tradebench.techniques import LoadRequest, fused_loss
+from tradebench.techniques import fused_loss, protocol
 from tradebench.techniques.fused_loss import FusedLoss, chunk_of
 from tradebench.worlds.fake import fake_world
 from tradebench.worlds.shards import ShardTracker
@@ -142,11 +141,9 @@ def test_liger_is_called_as_its_signature_says(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_a_missing_library_is_missed_before_a_model_is_loaded(
+def test_a_missing_library_is_missed_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused_loss, "find_spec", lambda name: None)
-    request = LoadRequest(device="cuda", dtype=torch.float32, compute_dtype=torch.float32)
+    monkeypatch.setattr(protocol, "find_spec", lambda name: None)
 
-    with pytest.raises(UserError, match=r"tradebench\[liger\]"):
-        FusedLoss(method="fused").load(request)
+    assert "tradebench[liger]" in str(FusedLoss(method="fused").missing())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +18,10 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from tradebench.errors import UserError
 from tradebench.predict.memory import predict_memory
 from tradebench.program.model import plan_loading
-from tradebench.techniques import ContradictionError
+from tradebench.runner.refusal import refuse
+from tradebench.techniques import ContradictionError, protocol
 from tradebench.techniques.targets import decoder_linears
-from tradebench.techniques.torchao_library import is_torchao, need_torchao
+from tradebench.techniques.torchao_library import is_torchao
 from tradebench.techniques.torchao_weight_only import TorchaoWeightOnly
 from tradebench.trial import Trial
 
@@ -328,13 +329,15 @@ def test_under_autocast_only_int8_layers_answer_in_the_format_of_their_input(
 def test_a_machine_without_torchao_is_told_what_to_install(
     tiny_trial: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need_torchao("qat")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(protocol, "find_spec", lambda name: None)
+    trial = tiny_trial(quantized("torchao_int8"))
+    reason = (
+        "torchao_int8 needs torchao, which is not installed; use pip install 'tradebench[torchao]'"
+    )
 
-    with pytest.raises(UserError, match=r"^qat needs torchao; install tradebench\[torchao\]$"):
-        need_torchao("qat")
-    with pytest.raises(UserError, match="torchao_int8 needs torchao"):
-        plan_loading(tiny_trial(quantized("torchao_int8")), "cpu")
+    assert reason in refuse(trial)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        plan_loading(trial, "cpu")
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from pydantic import Field
 from tradebench.errors import UserError
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
 from tradebench.techniques.targets import decoder_linears, replace_linears
-from tradebench.techniques.torchao_library import need_torchao
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +36,8 @@ class Float8(Technique):
 
     slot, stage, axis = "precision", Stage.QUANTIZE, "method"
     cite = "Micikevicius et al. 2022, arXiv:2209.05433; https://github.com/pytorch/ao"
+    extra = "torchao"
+    packages = ("torchao",)
 
     method: Literal["fp8"]
     scaling: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = Field(
@@ -80,7 +81,7 @@ class Float8(Technique):
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
         """Let the decoder's linear layers multiply 8-bit floats; their weights stay as they are."""
-        need_torchao(self.method)
+        self.need_packages()
         from torchao.float8.float8_linear import Float8Linear
 
         _need_units(request.device)

@@ -10,12 +10,10 @@ it allocates, to a byte for each token; on a CPU the stand-in for its kernel nee
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tradebench.errors import UserError
 from tradebench.techniques.chunked_loss import hidden_states
-from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.protocol import ContradictionError, Stage, Technique
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +28,8 @@ class FusedLoss(Technique):
     slot, stage, axis = "loss", Stage.FEED, "method"
     cite = "Hsu et al. 2024, arXiv:2410.10989"
     cuda_only: ClassVar[str | None] = "liger-kernel is written in Triton and runs on a GPU only"
+    extra = "liger"
+    packages = ("liger_kernel",)
 
     # Without a default: a suite that names no method of this slot means the plain one.
     method: Literal["fused"]
@@ -57,12 +57,6 @@ class FusedLoss(Technique):
                 "the gradient of the output head is added up over chunks in bf16: digits are lost"
             )
         return notes
-
-    def load(self, request: LoadRequest) -> LoadRequest:
-        """Miss the library before a model is loaded."""
-        if request.device == "cuda" and find_spec("liger_kernel") is None:
-            raise UserError("loss: fused needs liger-kernel: pip install 'tradebench[liger]'")
-        return request
 
     def loss(self, function: LossFunction) -> LossFunction:
         """Replace the loss by the fused one."""

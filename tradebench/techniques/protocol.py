@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from tradebench.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -140,8 +142,7 @@ class Technique(BaseModel):
     comes from. `exact` promises that the loss does not change by a single bit. `cuda_only` holds
     the sentence that says why it cannot run on a CPU, where it cannot. `affine` names the settings
     that are a dimension of some tensors, so that memory between two values is a straight line.
-    `packages` are those that running it takes beyond tradebench's own, which `extra` brings;
-    predicting takes none of them.
+    `packages` are those that running it takes beyond tradebench's own, which `extra` brings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -229,17 +230,26 @@ class Technique(BaseModel):
 
     # Before torch is imported.
 
-    @classmethod
-    def missing(cls) -> str | None:
+    def missing(self) -> str | None:
         """Why it cannot run with what is installed here, with the remedy; None where it can."""
-        absent = [package for package in cls.packages if find_spec(package) is None]
+        absent = [package for package in self.packages if find_spec(package) is None]
         if not absent:
             return None
         verb = "is" if len(absent) == 1 else "are"
         return (
-            f"{cls.methods()[0]} needs {' and '.join(absent)}, which {verb} not installed; "
-            f"use pip install 'tradebench[{cls.extra}]'"
+            f"{self.method} needs {' and '.join(absent)}, which {verb} not installed; "
+            f"use pip install 'tradebench[{self.extra}]'"
         )
+
+    def need_packages(self) -> None:
+        """Ask for them where a prediction takes them as well.
+
+        Raises:
+            UserError: one is not installed.
+        """
+        reason = self.missing()
+        if reason is not None:
+            raise UserError(reason)
 
     def conflicts(self, trial: Trial) -> list[str]:
         """Why this technique cannot be part of the trial: full sentences, each with a remedy."""

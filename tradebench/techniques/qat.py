@@ -15,7 +15,6 @@ from pydantic import Field
 from tradebench.errors import UserError
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
 from tradebench.techniques.targets import decoder_linears, replace_linears
-from tradebench.techniques.torchao_library import need_torchao
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +29,8 @@ class QAT(Technique):
 
     slot, stage, axis = "quantization", Stage.QUANTIZE, "bits"
     cite = "Jacob et al. 2017, arXiv:1712.05877; https://github.com/pytorch/ao"
+    extra = "torchao"
+    packages = ("torchao",)
 
     method: Literal["qat"]
     bits: Literal[4, 8] = Field(4, description="bits that each weight is rounded to")
@@ -143,7 +144,7 @@ class QAT(Technique):
 
     def _target(self) -> Any:
         """What the weights become in the end."""
-        need_torchao(self.method)
+        self.need_packages()
         from torchao.quantization import (
             Int8DynamicActivationIntxWeightConfig,
             IntxWeightOnlyConfig,

@@ -1,24 +1,11 @@
-"""torchao, which is not on every machine: how it is asked for, and what it has quantized."""
+"""What torchao has quantized, told without importing it: it is not on every machine."""
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
-
-from tradebench.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def need_torchao(method: str) -> None:
-    """Say what to install where torchao is missing.
-
-    Raises:
-        UserError: it is missing.
-    """
-    if importlib.util.find_spec("torchao") is None:
-        raise UserError(f"{method} needs torchao; install tradebench[torchao]")
 
 
 def is_torchao(weight: Tensor) -> bool:

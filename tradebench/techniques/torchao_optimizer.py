@@ -46,6 +46,8 @@ class TorchaoAdamW(Technique):
 
     slot, stage, axis = "optimizer", Stage.OPTIMIZER, "method"
     cite = "Dettmers et al. 2021, arXiv:2110.02861; Li et al. 2023, arXiv:2309.01507; torchao"
+    extra = "torchao"
+    packages = ("torchao",)
 
     method: Literal["torchao_adamw8bit", "torchao_adamw4bit"]
     in_backward: bool = Field(
@@ -76,6 +78,7 @@ class TorchaoAdamW(Technique):
 
         It makes them where it is first asked: in a fake world they would hold no levels.
         """
+        self.need_packages()
         from torchao.optim import subclass_4bit, subclass_8bit
 
         for module in (subclass_4bit, subclass_8bit):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
 from tradebench.techniques.targets import decoder_linears, replace_linears
-from tradebench.techniques.torchao_library import is_torchao, need_torchao
+from tradebench.techniques.torchao_library import is_torchao
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,8 @@ class TorchaoWeightOnly(Technique):
 
     slot, stage, axis = "quantization", Stage.QUANTIZE, "method"
     cite = "Micikevicius et al. 2022, arXiv:2209.05433 (e4m3); https://github.com/pytorch/ao"
+    extra = "torchao"
+    packages = ("torchao",)
 
     method: Literal["torchao_int8", "torchao_fp8"]
 
@@ -119,7 +121,7 @@ class TorchaoWeightOnly(Technique):
         return {"torchao_int8": torch.int8, "torchao_fp8": torch.float8_e4m3fn}[self.method]
 
     def _config(self) -> Any:
-        need_torchao(self.method)
+        self.need_packages()
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
         kind = {"torchao_int8": Int8WeightOnlyConfig, "torchao_fp8": Float8WeightOnlyConfig}
