@@ -41,6 +41,7 @@ def test_what_runs_on_a_gpu_only_is_refused_without_one(
     gpu: str | None, refused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tradebench.environment.gpu", lambda: gpu)
+    monkeypatch.setattr("tradebench.techniques.protocol.find_spec", lambda name: name)
     reasons = refuse(trial(loss=FUSED))
 
     assert len(reasons) == refused
