@@ -374,6 +374,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: str) -> P
     return Planned(tmp_path_factory.mktemp("plans"), tiny_model_path)
 
 
+@pytest.mark.slow
 def test_a_plan_says_of_every_point_whether_it_fits(planned: Planned) -> None:
     printed = json.loads(planned.first.stdout)
     results = [Result.model_validate(raw) for raw in printed["results"]]
@@ -391,6 +392,7 @@ def test_a_plan_says_of_every_point_whether_it_fits(planned: Planned) -> None:
     assert [result.status for result in results] == ["ok", "skipped", "ok", "ok"]
 
 
+@pytest.mark.slow
 def test_a_plan_lies_beside_runs_and_is_reported_like_one(planned: Planned) -> None:
     printed = json.loads(planned.first.stdout)
     directory = planned.folder / printed["run"]
@@ -404,6 +406,7 @@ def test_a_plan_lies_beside_runs_and_is_reported_like_one(planned: Planned) -> N
     }
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_where_a_plan_was_kept(planned: Planned) -> None:
     results = planned.folder / "results"
 
@@ -411,6 +414,7 @@ def test_a_run_does_not_go_on_where_a_plan_was_kept(planned: Planned) -> None:
     assert store.latest(results) is not None
 
 
+@pytest.mark.slow
 def test_a_known_plan_is_answered_without_torch(planned: Planned) -> None:
     again = planned.again("wide.yaml", "--format", "json")
     first, second = (json.loads(plan.stdout) for plan in (planned.first, again))
@@ -423,10 +427,12 @@ def test_a_known_plan_is_answered_without_torch(planned: Planned) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_a_fresh_plan_asks_again(planned: Planned) -> None:
     assert "torch was imported" in planned.again("wide.yaml", "--fresh").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suite", "words", "code"),
     [
@@ -447,6 +453,7 @@ def test_what_was_required_of_a_plan_decides_its_exit_code(
     assert "index.html" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_plan_is_a_table_to_paste(planned: Planned) -> None:
     words = ("--tokens", "1.5M", "--price", "2.5", "--format", "markdown")
     head, rule, *lines = planned.again("wide.yaml", *words).stdout.splitlines()
@@ -491,6 +498,7 @@ def test_a_mistake_in_a_plan_is_one_line_and_exit_code_2(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_calibration_that_is_not_there_is_refused(planned: Planned) -> None:
     done = planned.again("wide.yaml", "--calibration", "none.json")
 

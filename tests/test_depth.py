@@ -383,6 +383,7 @@ def shape_of(trial: Trial) -> Trial:
     return trial.model_copy(update={"model": model})
 
 
+@pytest.mark.slow
 def test_every_technique_among_others_is_continued(
     covering_combination: Settings, tiny_trial: Make, recorded: Recorded, differences: Differences
 ) -> None:

@@ -213,10 +213,16 @@ def _mask_gradient(weight: Tensor, mask: Tensor) -> None:
 def _update_dropped(model: nn.Module) -> float | None:
     """The share of the adapters' squared update that lies on pruned weights, which masks drop.
 
-    None where no adapter can tell its update before it is merged.
+    None where no adapter can tell its update before it is merged: what OFT has is a rotation.
     """
+    from peft.tuners.oft.layer import OFTLayer
+
     dropped = total = 0.0
-    layers: list[Any] = [part for part in model.modules() if hasattr(part, "get_delta_weight")]
+    layers: list[Any] = [
+        part
+        for part in model.modules()
+        if hasattr(part, "get_delta_weight") and not isinstance(part, OFTLayer)
+    ]
     for layer in layers:
         mask = layer.base_layer.get_buffer(MASK)
         for name in layer.active_adapters:

@@ -172,7 +172,8 @@ class Technique(BaseModel):
         The file of a class that several techniques share counts as theirs.
         """
         kinds = [kind for kind in cls.__mro__ if issubclass(kind, Technique)]
-        return _source_digest(*(inspect.getfile(kind) for kind in kinds if kind is not Technique))
+        files = (inspect.getfile(kind) for kind in kinds if kind is not Technique)
+        return _source_digest(*dict.fromkeys(files))
 
     @classmethod
     def touches(cls) -> tuple[str, ...]:

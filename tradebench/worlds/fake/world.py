@@ -94,10 +94,18 @@ def _make_subclass(kind: type, data: Tensor, requires_grad: bool = False, **opti
     if not isinstance(data, FakeTensor):
         return _make_real(kind, data, requires_grad, **options)
     if kind not in _kinds:
-        both = kind if issubclass(kind, FakeTensor) else type(kind.__name__, (kind, FakeTensor), {})
-        _kinds[kind] = both
+        both = (kind, FakeTensor)
+        fake = issubclass(kind, FakeTensor)
+        _kinds[kind] = kind if fake else type(kind.__name__, both, {"detach": _detach})
     made: Tensor = data.detach().requires_grad_(requires_grad)
     made.__class__ = _kinds[kind]
+    return made
+
+
+def _detach(tensor: Tensor) -> Tensor:
+    """A detached tensor of the same class, as torch has it of a real one."""
+    made = FakeTensor.detach(tensor)
+    made.__class__ = tensor.__class__
     return made
 
 
