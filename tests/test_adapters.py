@@ -313,7 +313,7 @@ def judged(method: str, seed: int, run: Run) -> tuple[float, float]:
         {
             "model": {"name": "reference"},
             "budget": budget,
-            "evaluate": {"tasks": ["facts", "answers"], "limit": 64},
+            "evaluate": {"tasks": ["facts", "sort"], "limit": 64},
             "settings": {"adapters": {"method": method, "rank": 8}},
         }
     )
