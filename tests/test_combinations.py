@@ -162,6 +162,9 @@ def refused(settings: Point) -> list[str]:
         and method.get("adapters") not in (None, "lora", "rslora"),
         "zeros of a pruned base; use": method.get("quantization") == "gptq" and "pruning" in method,
         "packs sides of 32": method.get("quantization") == "gptq" and "low_rank" in method,
+        "rows of zeros": method.get("adapters") == "dora"
+        and "quantization" in method
+        and "low_rank" in method,
         "have no zeros": "low_rank" in method and "pruning" in method,
         "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
         "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,

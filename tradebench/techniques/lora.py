@@ -69,8 +69,15 @@ class Lora(PeftAdapter):
         return fields
 
     def conflicts(self, trial: Trial) -> list[str]:
-        """PiSSA moves a part of the base's dense weights into the adapters."""
+        """PiSSA moves a part of the base's dense weights; DoRA divides by the norms of its rows."""
         reasons = super().conflicts(trial)
+        quantized = trial.method("quantization") is not None
+        if self.method == "dora" and quantized and trial.method("low_rank") is not None:
+            # Seen on thin factors in NF4: the loss is NaN in the first step.
+            reasons.append(
+                "quantized factors may have rows of zeros by whose norm dora divides; "
+                "use lora instead"
+            )
         if self.method == "pissa":
             if trial.method("quantization") is not None:
                 reasons.append(
