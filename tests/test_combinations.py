@@ -185,7 +185,7 @@ def refused(settings: Point) -> list[str]:
         and method.get("optimizer") in ("adamw8bit", "lion8bit", "paged_adamw", "paged_adamw8bit"),
         "bf16 states that are sharded": "sharding" in method
         and "adapters" not in method
-        and precision == "bf16"
+        and precision in ("bf16", "fp8")
         and method.get("optimizer") in ("torchao_adamw8bit", "torchao_adamw4bit"),
         "the means of whole matrices": "sharding" in method
         and method.get("optimizer") == "adafactor",

@@ -63,7 +63,8 @@ class TorchaoAdamW(Technique):
         """A sharded state is given fp32 for its format whatever the parameter has."""
         reasons = conflicts_with_fp16(trial)
         reasons += conflicts_in_backward(trial) if self.in_backward else []
-        if trial.method("precision") == "bf16" and _trains_in_model_format(trial):
+        halves = trial.method("precision") in ("bf16", "fp8")
+        if halves and _trains_in_model_format(trial):
             reasons += conflict_when_sharded(
                 trial, "torchao loses the format of bf16 states that are sharded; use bf16_autocast"
             )
