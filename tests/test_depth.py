@@ -375,7 +375,11 @@ def hold(trial: Trial, recorded: Recorded, differences: Differences) -> None:
 
 
 def recorded_whole(trial: Trial) -> str | None:
-    """Why few layers do not tell of many, where that is known."""
+    """Why few layers do not tell of many, where that is known.
+
+    To run as the others do, SparseGPT has to let go of what its last layer was fed inside of that
+    layer, and merged adapters of theirs inside of each.
+    """
     if trial.method("pruning") == "sparsegpt":
         return "what SparseGPT's last layer was fed is released outside of any layer"
     merged = any(getattr(part, "merge", False) for part in trial.techniques)

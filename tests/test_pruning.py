@@ -201,6 +201,7 @@ def test_each_layer_is_fed_by_the_pruned_ones_before_it(
     assert not real.all()
     seen: list[Tensor] = []
     for layer in layers_in_turn(model, [batch]):
+        # a default of a lambda has no type
         layer.watch(lambda linear, inputs, layer=layer: seen.append(inputs))  # type: ignore[misc]
         for linear in layer.linears:
             linear.weight.data.mul_(0.5)

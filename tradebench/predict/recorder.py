@@ -148,6 +148,7 @@ class Recorder(ShardTracker):
             self._readings.append((block, tuple(each for each in read if each is not None)))
         # Whatever neither allocates nor writes only looks at memory in another way, and tensors of
         # the meta device have none: libraries lay layers out on it whose weights they then replace.
+        # torch hands over an OpOverload here and calls it any Callable
         writes = func._schema.is_mutable  # type: ignore[attr-defined]
         if len(self.sizes) > block or (writes and not all(tensor.is_meta for tensor in tensors)):
             made = self._tell_apart(position, args, result) if shared else {}
