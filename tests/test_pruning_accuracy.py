@@ -63,8 +63,8 @@ def test_looking_at_activations_beats_magnitude(
 ) -> None:
     """Whatever the calibration data, by a twentieth at least.
 
-    Wanda at 60 % does not (0.44 to 0.71 against 0.43 nats), and not for the reasons that come to mind.
-    That it takes the same share of every row costs nothing: magnitude within rows gives 0.42. Nor
+    Wanda at 60 % does not (0.44 to 0.71 against 0.43 nats), for neither of two likely reasons. That
+    it takes the same share of every row costs nothing: magnitude within rows gives 0.42. Nor
     is it too little data: 64 to 1,024 batches give the same range. What a weight's input weighs is
     worth less here, at this share, than the draw of the data that says so.
     """
