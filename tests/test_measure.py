@@ -28,13 +28,13 @@ def run(trial: Trial, directory: Path, repeat: int = 0) -> Outcome:
     return outcome
 
 
-def on_reference(**fields: Any) -> Trial:
+def on_reference(settings: dict[str, Any] | None = None, **fields: Any) -> Trial:
     return Trial.from_payload(
         {
             "model": {"name": "reference"},
             "budget": {"steps": 3, "warmup": 1, "batch": 4, "sequence": 64} | fields,
             "evaluate": {"tasks": ["facts"], "limit": 4},
-            "settings": {},
+            "settings": settings or {},
         }
     )
 
@@ -145,6 +145,21 @@ def test_trials_that_share_a_compressed_model_share_its_evaluation(
     assert second.artifacts["items_before"] == first.artifacts["items_before"]
     assert (tmp_path / second.artifacts["items_before"]).exists()
     assert second.artifacts["items_after"] != first.artifacts["items_after"]
+
+
+@pytest.mark.slow
+def test_only_what_is_the_same_compressed_model_shares_its_evaluation(tmp_path: Path) -> None:
+    """Repeats and other batches draw calibration data of their own."""
+
+    def items(pruning: dict[str, Any], repeat: int = 0, **budget: Any) -> str:
+        trial = on_reference({"pruning": {"sparsity": 0.5, **pruning}}, **budget)
+        return run(trial, tmp_path, repeat).artifacts["items_before"]
+
+    plain, fed = {"method": "magnitude"}, {"method": "wanda", "samples": 1}
+
+    assert len({items(plain), items(plain, 1), items(plain, batch=8)}) == 1
+    assert len({items(fed), items(fed, 1), items(fed, batch=8), items(fed, sequence=32)}) == 4
+    assert items(fed) == items(fed, learning_rate=1e-3)
 
 
 @pytest.mark.slow

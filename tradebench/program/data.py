@@ -7,6 +7,7 @@ import json
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,22 @@ def batches(
             queue += arrange(shuffler.sample(examples, len(examples)))
         yield collate(queue[: budget.batch], padding, device)
         del queue[: budget.batch]
+
+
+@dataclass
+class Calibration:
+    """The training batches that compression may look at: the same each time that they are called.
+
+    `looked_at` tells whether anything did, and so whether the compressed model depends on them.
+    """
+
+    start: Callable[[], Iterator[Batch]]
+    looked_at: bool = False
+
+    def __call__(self) -> Iterator[Batch]:
+        """Begin with the first batch."""
+        self.looked_at = True
+        return self.start()
 
 
 def uneven(examples: Sequence[Example]) -> bool:

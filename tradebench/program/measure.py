@@ -39,7 +39,7 @@ def measure(
 ) -> None:
     """Run a trial in this process and fill `outcome` as it goes.
 
-    Repeat k trains with the budget's seed + k. Per-item outcomes go to `directory`/items,
+    Repeat k draws and trains with the budget's seed + k. Per-item outcomes go to `directory`/items,
     evaluations that other trials may share to `directory`/before.
 
     Raises:
@@ -92,7 +92,7 @@ def rehearse(
     meter = meter or MemoryMeter(materials.device)
     budget = trial.budget.model_copy(update={"steps": REHEARSAL_STEPS})
 
-    def one_batch(model: nn.Module) -> None:
+    def one_batch(model: nn.Module, seed: int | None = None) -> None:
         assert materials.evaluator is not None, "judges are asked only where there are tasks"
         materials.evaluator.rehearse(model, trial.techniques)
 
@@ -128,9 +128,9 @@ class RealJudges:
         """The three moments."""
         return Judges(before=self.before, trained=self.trained, after=self.after)
 
-    def before(self, model: nn.Module) -> None:
+    def before(self, model: nn.Module, seed: int | None) -> None:
         """Score the compressed model, or take the scores of a trial that shares it."""
-        shared = SharedScores(self.directory, self.trial)
+        shared = SharedScores(self.directory, self.trial, seed)
         found = shared.read()
         if found is None:
             scores = self._score(model)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tradebench.program import data
+from tradebench.program.data import Calibration
 from tradebench.program.loop import AdamW, Training, probe, train
 from tradebench.program.model import (
     load_model,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 Enter = Callable[[Phase], AbstractContextManager[Callable[[int], None]]]
 Judge = Callable[[nn.Module], None]
+# The seed is None where the compressed model is the same for every seed.
+JudgeOfCompressed = Callable[[nn.Module, int | None], None]
 Load = Callable[[Model, LoadRequest], nn.Module]
 
 
@@ -52,7 +55,7 @@ class Materials:
 class Judges:
     """Who looks at the model: before training, once it is trained, and after training."""
 
-    before: Judge
+    before: JudgeOfCompressed
     trained: Judge
     after: Judge
 
@@ -107,7 +110,10 @@ def perform(
     `enter` announces each phase to whoever watches and takes the steps done inside it. `training`
     is filled step by step. `load` brings the model, with its weights or without.
     """
-    techniques, request = trial.techniques, materials.request
+    techniques = trial.techniques
+    drawn = partial(data.batches, materials.examples, trial.budget, materials.padding)
+    calibration = Calibration(partial(drawn, seed, materials.device))
+    request = replace(materials.request, calibration=calibration)
     training = training or Training()
     with enter("load"), meter.phase("load"):
         torch.manual_seed(seed)
@@ -117,7 +123,8 @@ def perform(
             model = part.model(model, request)
     if materials.evaluator is not None:
         with enter("evaluate_before"), meter.phase("evaluate_before"):
-            judges.before(model)
+            seeded = calibration.looked_at or trial.model.weights == "random"
+            judges.before(model, seed if seeded else None)
     with enter("train") as listen, meter.phase("train"):
         torch.manual_seed(seed)
         for part in trial.between(Stage.ADAPT, Stage.FEED):
