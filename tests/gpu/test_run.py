@@ -146,7 +146,7 @@ def test_a_rung_fills_a_good_part_of_the_device_and_no_more(name: str) -> None:
     device = devices.find("h200-141gb")
     trial = RUNGS[name].trial(tiny=False)
     target = Target(device=device.id, allocator=RUNGS[name].allocator)
-    found = predict_point(trial, Library([trial]), target)["measurements"]
+    found = predict_point(trial, Library([trial], device="cuda"), target)["measurements"]
     peak = max(
         value["value"] for key, value in found.items() if key.startswith("peak_process_bytes")
     )
