@@ -88,7 +88,7 @@ def traces() -> tuple[Section, ...]:
     )
 
 
-PARTS = 8  # of the catalogue's techniques: a crash costs what is left of one
+PARTS = 5  # of the catalogue's techniques: a crash costs what is left of one
 
 
 def techniques() -> tuple[Section, ...]:
@@ -97,7 +97,7 @@ def techniques() -> tuple[Section, ...]:
         Section(
             name=f"techniques/{part}",
             does=f"a small trial of every technique, part {part} of {PARTS}",
-            seconds=60.0,
+            seconds=90.0,
             rehearsed=part == 1,
         )
         for part in range(1, PARTS + 1)
@@ -115,7 +115,7 @@ SECTIONS = (
     Section(name="published", does="rows of a published notebook", seconds=50.0),
     Section(name="traps", does="gradients with and without an evaluation", seconds=45.0),
     *techniques(),
-    Section(name="predictions", does="what is predicted of every trial so far", seconds=60.0),
+    Section(name="predictions", does="what is predicted of every trial so far", seconds=90.0),
     *ladder(tuple(RUNGS)[FIRST:]),
     Section(name="checks", does="the tests marked gpu", seconds=60.0),
 )

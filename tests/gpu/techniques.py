@@ -14,7 +14,7 @@ import torch
 
 from gpu.ladder import attempt
 from gpu.run import PARTS
-from gpu.rungs import BF16, Rung, Settings
+from gpu.rungs import BF16, SHAPE, Rung, Settings
 from gpu.section import Bench
 from tradebench import environment
 from tradebench.result import Result
@@ -26,6 +26,9 @@ LORA: Settings = {"adapters": {"method": "lora", "rank": 16}}
 # What a technique is tried beside: the first that it is legal with.
 BESIDE: tuple[Settings, ...] = ({**BF16, **LORA}, BF16, LORA, {})
 LAYERS, SEQUENCE, BATCH = 2, 1024, 2  # of the shape of Llama 3.3 70B
+# Singular values of matrices that wide take minutes, so what asks for them has narrower ones.
+DECOMPOSING = ("svd", "svd_activation", "pissa", "galore")
+NARROW = "llama-3.2-1b"
 # What fits a tiny model of few tokens.
 TINY: Mapping[str, Mapping[str, Any]] = {
     "chunked": {"tokens": 16},
@@ -104,6 +107,7 @@ def _named(
             layers=LAYERS,
             sequence=SEQUENCE,
             batch=BATCH,
+            shape=NARROW if method in DECOMPOSING else SHAPE,
             settings={**beside, kind.slot: settings},
         )
         trial = rung.trial(tiny=tiny)
