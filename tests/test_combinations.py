@@ -41,6 +41,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "wanda", "sparsity": 0.5, "samples": 2},
         {"method": "sparsegpt", "sparsity": 0.5, "pattern": "2:4", "samples": 2},
         {"method": "structured", "channels": 0.3, "heads": 0.5},
+        {"method": "semi_structured"},
     ),
     "low_rank": (
         {"method": "svd", "rank": 16},
@@ -118,7 +119,7 @@ def pairs() -> Iterator[Point]:
     for (slot, ones), (other, others) in itertools.combinations(CHOICES.items(), 2):
         for one, another in itertools.product(ones, others):
             point = {slot: one, other: another}
-            beside = "take no gradient" in refused(point)
+            beside = any("take no gradient" in reason for reason in refused(point))
             yield {**point, "adapters": LORA} if beside else point
 
 
@@ -134,7 +135,13 @@ def refused(settings: Point) -> list[str]:
     """A word of every reason to refuse the combination, said again without asking a technique."""
     method = {slot: fields["method"] for slot, fields in settings.items()}
     merged = settings.get("adapters", {}).get("merge", False)
+    compressed = method.get("pruning") == "semi_structured"
     reasons = {
+        "compressed and take no gradient": compressed and "adapters" not in method,
+        "merge into compressed": compressed and bool(merged),
+        "compressed already": compressed and "quantization" in method,
+        "structured leaves none": compressed and method.get("precision") == "fp8",
+        "compressed semi_structured weights cannot be split": compressed and "sharding" in method,
         "take no gradient": method.get("quantization") not in (None, "qat")
         and "adapters" not in method,
         "dora crashes": method.get("quantization") == "int8" and method.get("adapters") == "dora",

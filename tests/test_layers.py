@@ -60,6 +60,7 @@ LICENSED = {
     ("cli", "tradebench.predict.calibrate"),
     ("techniques", "tradebench.layers.gptq"),
     ("techniques", "tradebench.layers.packed"),
+    ("techniques", "tradebench.layers.semi_structured"),
 }
 
 

@@ -15,6 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
+from tradebench import devices
 from tradebench.result import canonical_json, digest
 from tradebench.techniques import Stage, Technique
 
@@ -186,9 +187,36 @@ class Trial(BaseModel):
         """Every reason why this point is illegal; empty where it can run."""
         return tuple(reason for part in self.techniques for reason in part.conflicts(self))
 
+    def beyond(
+        self, gpu: str, capability: tuple[int, int] | None, memory_bytes: int
+    ) -> tuple[str, ...]:
+        """Why a GPU of this name, compute capability and memory cannot run it; AMD's have none.
+
+        Each reason comes with a remedy.
+        """
+        reasons = []
+        for part in self.techniques:
+            if capability is None and not part.amd:
+                lack = f"runs on NVIDIA's GPUs only and {gpu} is none"
+            elif capability is not None and capability < (part.capability or (0, 0)):
+                lack = (
+                    f"needs a GPU of compute capability {_dotted(part.capability)} or later and "
+                    f"{gpu} has {_dotted(capability)}"
+                )
+            else:
+                continue
+            other = devices.able(part.capability or (0, 0), memory_bytes).id
+            reasons.append(f"{part.method} {lack}; use {other} or another {part.slot}")
+        return tuple(reasons)
+
     def cautions(self) -> tuple[str, ...]:
         """What a reader of this point's numbers must know."""
         return tuple(note for part in self.techniques for note in part.cautions(self))
+
+
+def _dotted(capability: tuple[int, int] | None) -> str:
+    major, minor = capability or (0, 0)
+    return f"{major}.{minor}"
 
 
 def changed(before: Technique, after: Technique) -> tuple[str, ...]:

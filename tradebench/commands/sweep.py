@@ -55,10 +55,10 @@ def sweep(
     said = header.of_suite(suite)
     newest = store.latest(out, suite.name) if resume else None
     directory = newest or store.create_run(out, suite.name, said)
-    name = environment.gpu() if foresight.predict else None
-    device = devices.named(name) if name is not None else None
-    if name is not None and device is None:
-        note(f"{name} is not in the catalogue: nothing is predicted for it")
+    gpu = environment.gpu() if foresight.predict else None
+    device = devices.named(gpu.name) if gpu is not None else None
+    if gpu is not None and device is None:
+        note(f"{gpu.name} is not in the catalogue: nothing is predicted for it")
     left_out: Mapping[str, str] = {}
     if device is not None:
         made = _predict(suite, suite.trials(), device, note)
@@ -77,7 +77,7 @@ def sweep(
                 refuse(trial) or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )
-    if foresight.predict and name is None and not summary.interrupted:
+    if foresight.predict and gpu is None and not summary.interrupted:
         _rehearse(suite, directory, note)
     return store.load(directory), summary
 

@@ -119,6 +119,8 @@ def refuse(trial: Trial, device: Device | None, gpus: int | None) -> tuple[str, 
             for part in trial.techniques
             if part.cuda_only is not None
         )
+    else:
+        reasons += trial.beyond(device.name, device.capability, device.memory_bytes)
     if gpus is not None and trial.ranks > gpus:
         reasons += (f"{trial.label} needs {trial.ranks} GPUs, and --gpus says {gpus}.",)
     return reasons

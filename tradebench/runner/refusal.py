@@ -11,12 +11,15 @@ PROCESSES = 1  # that a run gives to each trial
 def refuse(trial: Trial) -> tuple[str, ...]:
     """Every reason not to run a trial, each with its remedy; none where it can run."""
     reasons = trial.conflicts()
-    if environment.gpu() is None:
+    gpu = environment.gpu()
+    if gpu is None:
         reasons += tuple(
             f"{part.cuda_only}; predict it with tradebench plan and a --gpu"
             for part in trial.techniques
             if part.cuda_only is not None
         )
+    else:
+        reasons += trial.beyond(gpu.name, gpu.capability, gpu.memory_bytes)
     reasons += tuple(reason for part in trial.techniques if (reason := part.missing()) is not None)
     if trial.ranks > PROCESSES:
         reasons += (

@@ -140,8 +140,10 @@ class Technique(BaseModel):
     Class attributes: `slot` is the grid key it fills (at most one technique per slot and point),
     `stage` its place in the order, `axis` its headline setting, `cite` the paper or library it
     comes from. `exact` promises that the loss does not change by a single bit. `cuda_only` holds
-    the sentence that says why it cannot run on a CPU, where it cannot. `affine` names the settings
-    that are a dimension of some tensors, so that memory between two values is a straight line.
+    the sentence that says why it cannot run on a CPU, where it cannot. `capability` is the least
+    compute capability of an NVIDIA GPU that can run it, where not every one can, and `amd` whether
+    AMD's may. `affine` names the settings that are a dimension of some tensors, so that memory
+    between two values is a straight line.
     `packages` are those that running it takes beyond tradebench's own, which `extra` brings.
     """
 
@@ -154,6 +156,8 @@ class Technique(BaseModel):
     exact: ClassVar[bool] = False
     affine: ClassVar[tuple[str, ...]] = ()
     cuda_only: ClassVar[str | None] = None
+    capability: ClassVar[tuple[int, int] | None] = None
+    amd: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
     aliases: ClassVar[Mapping[str, str]] = {}
