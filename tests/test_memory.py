@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tradebench.program.measure import rehearse
 from tradebench.program.perform import Judges, perform, prepare
