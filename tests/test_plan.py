@@ -382,6 +382,17 @@ def test_a_point_of_unknown_speed_leaves_its_cells_empty() -> None:
     assert untimed.cells[-4:] == ("", "", "", "")
 
 
+def test_points_that_cannot_be_predicted_are_counted_by_reason() -> None:
+    """And no empty table is drawn where no point could be."""
+    reasons = ["set rank", "set rank", "read it"]
+    results = [point({}, status="failed", measurements={}, fit=None, reason=r) for r in reasons]
+
+    assert printed(results, PLAIN, 80) == [
+        "2 points could not be predicted: set rank.",
+        "1 point could not be predicted: read it.",
+    ]
+
+
 def test_the_summary_counts_every_point() -> None:
     fits, skipped, failed, cost = summary(SUITE, Question(price=2.0))
     taken = (0.25 + 0.5 + 3.0) * STEPS / 3600  # what is tight may fit
@@ -390,7 +401,7 @@ def test_the_summary_counts_every_point() -> None:
         "4 points on h100-80gb (79.1-79.4 GiB of it usable): 2 fit, 1 is tight and 1 does not fit."
     )
     assert skipped == "1 point skipped, with the reason in the report."
-    assert failed == "1 point could not be predicted."
+    assert failed == "1 point could not be predicted: It could not be."
     assert cost == (
         "Training every point that may fit once: "
         f"{taken:.3f} ({0.8 * taken:.4f}-{1.5 * taken:.3f}) GPU-hours, "

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from tradebench.techniques import (
     catalogue,
     techniques,
 )
+from tradebench.techniques.targets import of_adapter
 from tradebench.trial import Trial
 
 Compress = Callable[[Trial], nn.Module]
@@ -649,6 +651,24 @@ def test_a_merged_adapter_leaves_a_plain_model_that_computes_the_same(
 
     assert [n for n, _ in merged.named_parameters() if "lora" in n] == []
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "oft", "vera"])
+def test_merging_lets_go_of_every_adapter(
+    method: str, tiny_trial: Callable[..., Trial], compressed: Compress, adapted: Adapt
+) -> None:
+    """A graph in which a weight that was rotated holds itself would keep them for good."""
+    trial = tiny_trial({"adapters": {"method": method, "merge": True}})
+    model = adapted(trial, compressed(trial))
+    adapters = [
+        weakref.ref(parameter.untyped_storage())
+        for name, parameter in model.named_parameters()
+        if of_adapter(model, name)
+    ]
+    model = trial.techniques[0].trained(model)
+
+    assert len(adapters) >= 28
+    assert [storage for storage in adapters if storage() is not None] == []
 
 
 def test_an_unmerged_adapter_stays() -> None:

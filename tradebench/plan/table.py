@@ -78,11 +78,12 @@ def summary(results: Sequence[Result], question: Question) -> list[str]:
             f"{count(len(fits), 'point')} on {fits[0].device} "
             f"({_span(low, high)} GiB of it usable): {parts}."
         )
-    others = Counter(result.status for result in results if result.status != "ok")
-    if others["skipped"]:
-        found.append(f"{count(others['skipped'], 'point')} skipped, with the reason in the report.")
-    if others["failed"]:
-        found.append(f"{count(others['failed'], 'point')} could not be predicted.")
+    skipped = sum(result.status == "skipped" for result in results)
+    if skipped:
+        found.append(f"{count(skipped, 'point')} skipped, with the reason in the report.")
+    failed = Counter(result.reason or "" for result in results if result.status == "failed")
+    for reason, number in failed.items():
+        found.append(f"{count(number, 'point')} could not be predicted: {reason.rstrip('.')}.")
     read = [result.environment.hardware.get("overheads") for result in results]
     if any(read):
         found.append("What a process holds beside its tensors was measured on this device.")
@@ -117,7 +118,7 @@ def draw(results: Sequence[Result], question: Question, width: int) -> Renderabl
     """The plan for a terminal of this many columns: a table, or lines where it has no room."""
     found = rows(results, question)
     titles = heads(results, question)
-    table = _table(found, titles) if _width(found, titles) <= width else None
+    table = _table(found, titles) if found and _width(found, titles) <= width else None
     lines = []
     if table is None:
         lines = _lines(

@@ -85,7 +85,10 @@ class Svd(Technique):
     def cautions(self, trial: Trial) -> list[str]:
         """By energy, nobody knows the ranks before the weights are read."""
         if self.energy is not None:
-            return ["ranks by energy follow from the weights: memory cannot be predicted"]
+            return [
+                "ranks by energy follow from the weights: memory cannot be predicted; set rank "
+                "instead to plan it"
+            ]
         return []
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
@@ -250,8 +253,8 @@ def _rank_of(values: Tensor, energy: float) -> int:
 
     if isinstance(values, FakeTensor):
         raise UserError(
-            "low_rank by energy takes its ranks from weights, which a prediction does not read; "
-            "set rank"
+            "low_rank by energy takes its ranks from the weights, which a prediction does not "
+            "read; set rank instead, or run the point to measure it"
         )
     shares = values.double().square().cumsum(0)
     return int((shares < energy * shares[-1]).sum()) + 1
