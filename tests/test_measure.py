@@ -13,6 +13,7 @@ import pytest
 from torch import nn
 
 from tradebench.program import perform as program
+from tradebench.program.artifacts import SharedScores
 from tradebench.program.evaluation import Evaluator
 from tradebench.program.loop import AdamW, Training
 from tradebench.program.measure import measure, median_interval, summarise
@@ -145,6 +146,21 @@ def test_trials_that_share_a_compressed_model_share_its_evaluation(
     assert second.artifacts["items_before"] == first.artifacts["items_before"]
     assert (tmp_path / second.artifacts["items_before"]).exists()
     assert second.artifacts["items_after"] != first.artifacts["items_after"]
+
+
+def shares(first: Trial, second: Trial, directory: Path) -> bool:
+    return SharedScores(directory, first).path == SharedScores(directory, second).path
+
+
+def test_what_compresses_by_other_batches_is_evaluated_by_itself(
+    tiny_trial: Make, tmp_path: Path
+) -> None:
+    """Wanda looks at batches before it zeroes; loading a dense model does not."""
+    dense, wanda = {"precision": {"method": "bf16"}}, {"pruning": {"method": "wanda"}}
+
+    assert shares(tiny_trial(dense, sequence=16), tiny_trial(dense, sequence=32), tmp_path)
+    assert not shares(tiny_trial(wanda, sequence=16), tiny_trial(wanda, sequence=32), tmp_path)
+    assert shares(tiny_trial(wanda, steps=8), tiny_trial(wanda, steps=9), tmp_path)
 
 
 @pytest.mark.slow

@@ -36,16 +36,22 @@ class SharedScores:
     """The evaluation of a compressed model before training, made once for all who share it.
 
     Trials share it when everything up to quantization is equal: model, evaluation, techniques and
-    their code, this program's code, the reference model, the libraries and the device.
+    their code, this program's code, the reference model, the libraries and the device. What
+    compresses may look at batches of the training data first, so there the batches are part of it.
     """
 
     def __init__(self, directory: Path, trial: Trial) -> None:
         parts = list(trial.between(Stage.LOAD, Stage.QUANTIZE))
+        batches = {"data", "sequence", "batch", "seed"}
+        compresses = any(part.stage > Stage.LOAD for part in parts)
         key = digest(
             {
                 "model": trial.model.model_dump(mode="json"),
                 "evaluate": trial.evaluate.model_dump(mode="json"),
                 "settings": {part.slot: [part.settings(), part.version()] for part in parts},
+                "batches": trial.budget.model_dump(mode="json", include=batches)
+                if compresses
+                else None,
                 "libraries": [
                     version(name) for name in ("torch", "transformers", "lm_eval", "bitsandbytes")
                 ],
