@@ -393,6 +393,19 @@ def test_points_that_train_on_less_are_not_compared_in_silence() -> None:
     assert not any("less than" in sentence for sentence in told)
 
 
+@pytest.mark.parametrize(("other", "shown"), [(64.0, False), (32.0, True)])
+def test_what_a_step_trains_on_has_a_column_where_it_differs(other: float, shown: bool) -> None:
+    steps = [Measurement(value=tokens, unit="1", better="more") for tokens in (64.0, other)]
+    group = group_of(
+        *(
+            result(settings, numbers(memory=1.0) | {"tokens_per_step": tokens})
+            for settings, tokens in zip((FP32, BF16), steps, strict=True)
+        )
+    )
+
+    assert ("Tokens per step" in [each.head for each in content.columns(group)]) == shown
+
+
 @pytest.mark.parametrize("split", [(8, 1), (2, 4)])
 def test_the_same_sequences_in_other_micro_batches_need_no_note(split: tuple[int, int]) -> None:
     group = group_of(shaped(32, 8, 1, memory=100), shaped(32, *split, memory=50))
