@@ -41,8 +41,8 @@ class Packing(Technique):
     def cautions(self, trial: Trial) -> list[str]:
         """What a step sees and what the mask costs; and where there is nothing to pack."""
         notes = [
-            "a packed row holds as many sequences as there is room for, so a step trains on more "
-            "of them than a step of padded rows: compare throughput, not step time",
+            "a packed row holds as many sequences as there is room for: a step trains on more of "
+            "them than one of padded rows, so throughput compares and step time does not",
             "attention in packed rows runs under a mask: it looks at every pair of tokens of a row "
             "and repeats shared keys and values",
         ]
