@@ -50,6 +50,14 @@ def test_warm_up_steps_are_left_out_of_the_timing() -> None:
     assert found["step_seconds"].value == 2.0
 
 
+def test_tokens_and_padding_are_those_of_the_timed_steps() -> None:
+    training = Training(losses=(1.0,) * 3, tokens=(100, 10, 20), padding=(0, 6, 4))
+    found = summarise(Budget(steps=3, warmup=1), training, [9.0, 1.0, 4.0])
+
+    assert found["tokens_per_step"].value == 15.0
+    assert found["padding_share"].value == 0.25
+
+
 def test_throughput_is_total_work_over_total_time() -> None:
     training = Training(losses=(1.0,) * 3, tokens=(100, 10, 20))
     found = summarise(Budget(steps=3, warmup=1), training, [9.0, 1.0, 4.0])

@@ -109,16 +109,24 @@ def longest(examples: Sequence[Example], budget: Budget) -> list[Example]:
 
 
 def fullest(examples: Sequence[Example], budget: Budget) -> list[Example]:
-    """The examples of the micro-batch with the most tokens, which padding hides and packing shows.
+    """The examples of the micro-batch with the most tokens, packed ones before all others.
 
-    An example may be there twice, as where one epoch meets the next.
+    Those need a mask. An example may be there twice, as where one epoch meets the next.
     """
-    ordered = sorted(examples, key=lambda example: len(example.tokens), reverse=True)
+    ordered = sorted(
+        examples,
+        key=lambda example: (len(example.packed) > 1, len(example.tokens)),
+        reverse=True,
+    )
     return (ordered * budget.batch)[: budget.batch]
 
 
 def collate(examples: Sequence[Example], padding: int, device: str) -> Batch:
-    """Right-padded tensors of shape (sequences, longest)."""
+    """Right-padded tensors of shape (rows, longest).
+
+    Where a row holds several sequences, `position_ids` have the place of each token in its own:
+    transformers finds where they start again and masks attention there.
+    """
     longest = max(len(example.tokens) for example in examples)
     rows = [(example, longest - len(example.tokens)) for example in examples]
     columns = {
@@ -126,7 +134,19 @@ def collate(examples: Sequence[Example], padding: int, device: str) -> Batch:
         "labels": [[*example.labels, *[IGNORED] * short] for example, short in rows],
         "attention_mask": [[1] * len(example.tokens) + [0] * short for example, short in rows],
     }
+    if any(len(example.packed) > 1 for example in examples):
+        columns["position_ids"] = [_positions(example, longest) for example in examples]
     return {name: torch.tensor(values, device=device) for name, values in columns.items()}
+
+
+def _positions(example: Example, width: int) -> list[int]:
+    """The place of each token in its sequence; padding goes on where the last one ends.
+
+    So a row that nobody shares looks as if it were not packed.
+    """
+    lengths = example.packed or (len(example.tokens),)
+    places = [place for length in lengths for place in range(length)]
+    return [*places, *range(lengths[-1], lengths[-1] + width - len(places))]
 
 
 def _random_examples(budget: Budget, vocabulary: int) -> list[Example]:

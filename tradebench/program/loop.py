@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """The loss and the tokens, padding left out, of every step so far: a death keeps them."""
+    """Loss, tokens and padding beside them, of every step so far: a death keeps them."""
 
     losses: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
 
 
 def train(
@@ -51,6 +52,7 @@ def train(
         with meter.step():
             micro = [next(batches) for _ in range(budget.accumulation)]
             tokens = sum(int(batch["attention_mask"].sum()) for batch in micro)
+            places = sum(batch["attention_mask"].numel() for batch in micro)
             optimizer.set_learning_rate(learning_rate(budget, step))
             value = accumulate(model, optimizer, micro, loss, techniques, meter)
             del micro  # so that the memory of the optimizer's step does not depend on the batch
@@ -64,6 +66,7 @@ def train(
             raise DivergedError(f"the loss became {value} at step {step + 1}")
         training.losses += (value,)
         training.tokens += (tokens,)
+        training.padding += (places - tokens,)
         listen(step + 1)
 
 

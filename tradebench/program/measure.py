@@ -166,7 +166,7 @@ class RealJudges:
 def summarise(
     budget: Budget, training: Training, samples: Sequence[float]
 ) -> dict[str, Measurement]:
-    """Step time, throughput and loss of the steps taken, the warm-up left out of the timing.
+    """Step time, tokens and loss of the steps taken, the warm-up left out of all but the loss.
 
     Nothing where no step was finished.
     """
@@ -175,6 +175,7 @@ def summarise(
     steps = len(training.losses)
     warmup = min(budget.warmup, steps - 1)
     timed, tokens = samples[warmup:steps], training.tokens[warmup:]
+    padding = sum(training.padding[warmup:])
     final = training.losses[-math.ceil(FINAL_SHARE * steps) :]
     return {
         "step_seconds": Measurement(
@@ -187,6 +188,8 @@ def summarise(
         "tokens_per_second": Measurement(
             value=sum(tokens) / math.fsum(timed), unit="1/s", better="more"
         ),
+        "tokens_per_step": Measurement(value=statistics.fmean(tokens), unit="1", better="more"),
+        "padding_share": Measurement(value=padding / (sum(tokens) + padding), unit="1"),
         "train_loss": Measurement(
             value=statistics.fmean(final), unit="nat", samples=training.losses
         ),

@@ -168,7 +168,7 @@ def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
 def arranged(trial: Trial, epoch: Sequence[Example]) -> Sequence[Example]:
     """An epoch of training examples, as the trial's techniques change it."""
     for part in trial.techniques:
-        epoch = part.examples(epoch, trial.budget.batch)
+        epoch = part.examples(epoch, trial.budget)
     return epoch
 
 
@@ -181,8 +181,13 @@ def longest(trial: Trial, materials: Materials) -> list[list[Batch]]:
     examples = arranged(trial, materials.examples)
     answers = _repeated(trial, materials, data.longest(examples, trial.budget))
     tokens = _repeated(trial, materials, data.fullest(examples, trial.budget))
-    alike = answers[0]["input_ids"].shape == tokens[0]["input_ids"].shape
+    alike = _shapes(answers[0]) == _shapes(tokens[0])
     return [answers] if alike else [answers, tokens]
+
+
+def _shapes(batch: Batch) -> dict[str, torch.Size]:
+    """What of a batch decides memory: packed rows bring positions, and with them a mask."""
+    return {name: values.shape for name, values in batch.items()}
 
 
 def _repeated(trial: Trial, materials: Materials, chosen: Sequence[Example]) -> list[Batch]:

@@ -43,14 +43,16 @@ SILENCE: Mapping[Phase | Literal["start"], float] = {
 class Job(BaseModel):
     """One attempt at one point, as JSON in the run directory: `work/<key>/job.json`.
 
-    `run` is the run directory, absolute; `program` names a function as `module:function`, and
-    `preload` what is imported before the memory cap counts. `silence` holds, per phase, the
-    seconds without a heartbeat after which the trial counts as hung.
+    `label` is what people read, which only a trial's suite knows in full. `run` is the run
+    directory, absolute; `program` names a function as `module:function`, and `preload` what is
+    imported before the memory cap counts. `silence` holds, per phase, the seconds without a
+    heartbeat after which the trial counts as hung.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
     suite: str
+    label: str
     trial: Mapping[str, Any]
     repeat: int
     attempt: int

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    from tradebench.trial import Trial
+    from tradebench.trial import Budget, Trial
 
 
 class Stage(IntEnum):
@@ -107,10 +107,15 @@ IGNORED = -100  # the label of a token that carries no loss, as everywhere in to
 
 @dataclass(frozen=True)
 class Example:
-    """One training sequence: token ids, and the label of each token (IGNORED off the answers)."""
+    """One row of a batch: token ids, and the label of each token (IGNORED off the answers).
+
+    That is one training sequence; or several, none of which may see another, whose lengths are then
+    `packed`. The first token of each follows from nothing and carries no label.
+    """
 
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
+    packed: tuple[int, ...] = ()
 
     @property
     def answers(self) -> int:
@@ -278,8 +283,8 @@ class Technique(BaseModel):
         """Change how the optimizer is made from the model."""
         return factory
 
-    def examples(self, examples: Sequence[Example], batch: int) -> Sequence[Example]:
-        """Change an epoch of training examples, shuffled already, of which `batch` go together."""
+    def examples(self, examples: Sequence[Example], budget: Budget) -> Sequence[Example]:
+        """Change an epoch of training examples, shuffled already: micro-batches in its order."""
         return examples
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
