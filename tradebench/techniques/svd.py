@@ -85,10 +85,7 @@ class Svd(Technique):
     def cautions(self, trial: Trial) -> list[str]:
         """By energy, nobody knows the ranks before the weights are read."""
         if self.energy is not None:
-            return [
-                "ranks by energy follow from the weights: memory cannot be predicted; set rank "
-                "instead to plan it"
-            ]
+            return ["ranks by energy follow from the weights: memory cannot be predicted"]
         return []
 
     def model(self, model: nn.Module, request: LoadRequest) -> nn.Module:
