@@ -54,6 +54,7 @@ class GPTQ(Technique):
     aliases: ClassVar[dict[str, str]] = {"auto-gptq": "gptq"}
     extra = "gptq"
     packages = ("gptqmodel", "optimum")
+    builds_with = ("tradebench.layers.gptq",)
 
     method: Literal["gptq"] = "gptq"
     bits: Literal[2, 3, 4, 8] = Field(4, description="bits of each weight")

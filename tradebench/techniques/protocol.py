@@ -143,6 +143,7 @@ class Technique(BaseModel):
     the sentence that says why it cannot run on a CPU, where it cannot. `affine` names the settings
     that are a dimension of some tensors, so that memory between two values is a straight line.
     `packages` are those that running it takes beyond tradebench's own, which `extra` brings.
+    `builds_with` names the modules of layers that it puts into a model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -156,6 +157,7 @@ class Technique(BaseModel):
     cuda_only: ClassVar[str | None] = None
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
+    builds_with: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[Mapping[str, str]] = {}
 
     method: str
@@ -167,13 +169,19 @@ class Technique(BaseModel):
 
     @classmethod
     def version(cls) -> str:
-        """A digest of the technique's source: a change there makes old results stale.
+        """A digest of the technique's source: a change there makes old results stale."""
+        return _source_digest(*cls.sources())
+
+    @classmethod
+    def sources(cls) -> tuple[str, ...]:
+        """The files that decide what it does: its own, and those of the layers it builds with.
 
         The file of a class that several techniques share counts as theirs.
         """
         kinds = [kind for kind in cls.__mro__ if issubclass(kind, Technique)]
-        files = (inspect.getfile(kind) for kind in kinds if kind is not Technique)
-        return _source_digest(*dict.fromkeys(files))
+        files = [inspect.getfile(kind) for kind in kinds if kind is not Technique]
+        files += [str(spec.origin) for spec in map(find_spec, cls.builds_with) if spec is not None]
+        return tuple(dict.fromkeys(files))
 
     @classmethod
     def touches(cls) -> tuple[str, ...]:

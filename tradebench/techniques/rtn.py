@@ -30,6 +30,7 @@ class RoundToNearest(Technique):
 
     slot, stage, axis = "quantization", Stage.QUANTIZE, "bits"
     cite = "the baseline of Frantar et al. 2022, arXiv:2210.17323 (GPTQ)"
+    builds_with = ("tradebench.layers.packed",)
 
     method: Literal["rtn"]
     bits: Literal[2, 3, 4, 8] = Field(4, description="bits of each weight")
