@@ -57,7 +57,9 @@ class LoadRequest:
     quantized while loading. `drawn_late` says that random weights of the decoder's linear layers
     are drawn one by one, as quantization asks for them, so that they never exist all at once.
     `calibration` starts a stream of training batches, the same one each time, for techniques that
-    look at activations before they change weights.
+    look at activations before they change weights. `around` is called for every linear layer that
+    is quantized in place, with its name, the dense layer, and what quantizes it, and gives the
+    layer to put there: a later technique may need the dense weight beside the quantized one.
     """
 
     device: str
@@ -67,6 +69,7 @@ class LoadRequest:
     drawn_late: bool = False
     quantization: QuantizationConfigMixin | None = None
     calibration: Callable[[], Iterator[Batch]] = lambda: iter(())
+    around: Around = lambda name, linear, quantize: quantize(linear)
 
 
 class Optimizer(Protocol):
@@ -99,6 +102,8 @@ if TYPE_CHECKING:
     Batch = Mapping[str, Tensor]
     OptimizerFactory = Callable[[nn.Module], Optimizer]
     LossFunction = Callable[[nn.Module, Batch], Tensor]
+    Quantize = Callable[[nn.Linear], nn.Module]
+    Around = Callable[[str, nn.Linear, Quantize], nn.Module]
     Effect = dict[str, Any]
 
 

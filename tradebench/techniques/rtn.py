@@ -62,7 +62,10 @@ class RoundToNearest(Technique):
         """Round and pack in place, one layer after the other."""
         from tradebench.layers.packed import PackedLinear
 
-        replace_linears(model, lambda linear: PackedLinear(linear, self.bits, self.group))
+        def quantize(linear: nn.Linear) -> nn.Module:
+            return PackedLinear(linear, self.bits, self.group)
+
+        replace_linears(model, quantize, request.around)
         return model
 
     def effect(self, model: nn.Module) -> Effect:
