@@ -68,6 +68,9 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "dora", "rank": 4, "merge": True},
         {"method": "pissa", "rank": 4},
         {"method": "pissa", "rank": 4, "merge": True},
+        {"method": "loftq", "rank": 4},
+        {"method": "loftq", "rank": 4, "merge": True},
+        {"method": "loftq", "rank": 4, "iterations": 2},
         {"method": "oft", "block": 16},
         {"method": "oft", "block": 16, "merge": True},
         {"method": "vera", "rank": 32},
@@ -108,19 +111,20 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "fused"},
     ),
 }
-LORA = CHOICES["adapters"][0]
+LORA, NF4 = CHOICES["adapters"][0], CHOICES["quantization"][1]
 MASKED = ("magnitude", "wanda", "sparsegpt")
 TORCHAO = ("torchao_int8", "torchao_fp8")
 DRAWN_PAIRS, DRAWN_POINTS, DRAWN_SLOWLY = 40, 10, 150
 
 
 def pairs() -> Iterator[Point]:
-    """Every two choices of different slots, beside lora where they cannot train without it."""
+    """Every two choices of different slots, beside lora or nf4 where they need it."""
     for (slot, ones), (other, others) in itertools.combinations(CHOICES.items(), 2):
         for one, another in itertools.product(ones, others):
             point = {slot: one, other: another}
-            beside = any("take no gradient" in reason for reason in refused(point))
-            yield {**point, "adapters": LORA} if beside else point
+            reasons = " ".join(refused(point))
+            point |= {"adapters": LORA} if "take no gradient" in reasons else {}
+            yield point | ({"quantization": NF4} if "error of quantization" in reasons else {})
 
 
 def points() -> Iterator[Point]:
@@ -175,6 +179,11 @@ def refused(settings: Point) -> list[str]:
         "have no zeros": "low_rank" in method and "pruning" in method,
         "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
         "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,
+        "error of quantization": method.get("adapters") == "loftq" and "quantization" not in method,
+        "beside quantized ones": method.get("adapters") == "loftq"
+        and method.get("quantization") not in (None, "nf4", "fp4", "rtn"),
+        "none of their zeros": settings.get("adapters", {}).get("iterations", 1) > 1
+        and "pruning" in method,
         "merge into sharded weights": bool(merged)
         and method.get("adapters") in ("oft", "vera")
         and "sharding" in method,

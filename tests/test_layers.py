@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tradebench
+from tradebench.techniques import Technique, techniques
 
 ROOT = Path(tradebench.__file__).parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "lm_eval", "datasets", "accelerate"}
@@ -157,6 +158,25 @@ def test_imports_point_down(name: str) -> None:
     }
 
     assert not upward
+
+
+@pytest.mark.parametrize("technique", techniques(), ids=lambda technique: technique.__name__)
+def test_the_version_of_a_technique_covers_the_layers_that_it_builds_with(
+    technique: type[Technique],
+) -> None:
+    layers = {
+        f"tradebench.{name}": path for name, path in modules().items() if name[:7] == "layers."
+    }
+    sources = [Path(file) for file in technique.sources()]
+    built = {
+        layers[module]
+        for file in sources
+        for name in imports(file, nested=True)
+        if (module := ".".join(name.split(".")[:3])) in layers
+    }
+
+    assert built <= set(sources)
+    assert set(technique.builds_with) <= layers.keys()
 
 
 def test_every_room_has_a_level() -> None:

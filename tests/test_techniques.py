@@ -45,6 +45,7 @@ FITTING: dict[str, dict[str, Any]] = {
     "wanda": {"samples": 2},
     "sparsegpt": {"samples": 2},
 }
+NF4 = {"method": "nf4"}
 LORA = {"method": "lora", "rank": 4}
 DESCRIBING = ("conflicts", "effect")
 
@@ -80,9 +81,11 @@ def technique_of(example: dict[str, Any]) -> Technique:
 
 
 def legal_settings(example: dict[str, Any], make: Callable[..., Trial]) -> dict[str, Any]:
-    """The example alone, or beside lora where it cannot train alone."""
+    """The example alone, or beside lora where it cannot train alone, or nf4."""
     alone = {example["slot"]: technique_of(example).settings()}
-    return {**alone, "adapters": LORA} if make(alone).conflicts() else alone
+    helpers: tuple[dict[str, Any], ...] = ({}, {"adapters": LORA}, {"quantization": NF4})
+    points = [{**helper, **alone} for helper in helpers]
+    return next(point for point in points if not make(point).conflicts())
 
 
 def sentence(text: str) -> bool:
@@ -312,9 +315,11 @@ def test_an_exact_technique_keeps_every_loss_bit_for_bit(
 
 
 ADAPTERS = [example for example in examples() if example["slot"] == "adapters"]
+# LoftQ starts nearer the dense model than its base is.
+STILL = [example for example in ADAPTERS if example["method"] != "loftq"]
 
 
-@pytest.mark.parametrize("example", ADAPTERS, ids=name)
+@pytest.mark.parametrize("example", STILL, ids=name)
 def test_an_adapter_starts_from_the_loss_of_its_base(
     example: dict[str, Any], tiny_trial: Callable[..., Trial], run_trial: Run
 ) -> None:

@@ -40,7 +40,10 @@ PACKAGES = (
 )
 
 # What every measured number depends on, besides the technique's own file.
-_PROGRAM = ("program", "worlds", "techniques/protocol.py", "techniques/targets.py")
+_PROGRAM = (
+    *("program", "worlds", "techniques/protocol.py"),
+    *("techniques/stored.py", "techniques/targets.py"),
+)
 # The same for trials of the reference model or on its data; the checksums stand for both.
 _REFERENCE = ("reference/checksums.json", "reference/tasks")
 

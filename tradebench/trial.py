@@ -18,6 +18,7 @@ from pydantic import (
 from tradebench import devices
 from tradebench.result import canonical_json, digest
 from tradebench.techniques import Stage, Technique
+from tradebench.techniques.stored import misread
 
 T = TypeVar("T", bound=Technique)
 
@@ -206,7 +207,9 @@ class Trial(BaseModel):
 
     def conflicts(self) -> tuple[str, ...]:
         """Every reason why this point is illegal; empty where it can run."""
-        return tuple(reason for part in self.techniques for reason in part.conflicts(self))
+        packed = misread(self.model, self.settings.get("quantization", {}))
+        own = [reason for part in self.techniques for reason in part.conflicts(self)]
+        return (*packed, *own)
 
     def beyond(
         self, gpu: str, capability: tuple[int, int] | None, memory_bytes: int

@@ -57,7 +57,9 @@ class LoadRequest:
     quantized while loading. `drawn_late` says that random weights of the decoder's linear layers
     are drawn one by one, as quantization asks for them, so that they never exist all at once.
     `calibration` starts a stream of training batches, the same one each time, for techniques that
-    look at activations before they change weights.
+    look at activations before they change weights. `around` is called for every linear layer that
+    is quantized in place, with its name, the dense layer, and what quantizes it, and gives the
+    layer to put there: a later technique may need the dense weight beside the quantized one.
     """
 
     device: str
@@ -67,6 +69,7 @@ class LoadRequest:
     drawn_late: bool = False
     quantization: QuantizationConfigMixin | None = None
     calibration: Callable[[], Iterator[Batch]] = lambda: iter(())
+    around: Around = lambda name, linear, quantize: quantize(linear)
 
 
 class Optimizer(Protocol):
@@ -99,6 +102,8 @@ if TYPE_CHECKING:
     Batch = Mapping[str, Tensor]
     OptimizerFactory = Callable[[nn.Module], Optimizer]
     LossFunction = Callable[[nn.Module, Batch], Tensor]
+    Quantize = Callable[[nn.Linear], nn.Module]
+    Around = Callable[[str, nn.Linear, Quantize], nn.Module]
     Effect = dict[str, Any]
 
 
@@ -150,6 +155,7 @@ class Technique(BaseModel):
     AMD's may. `affine` names the settings that are a dimension of some tensors, so that memory
     between two values is a straight line.
     `packages` are those that running it takes beyond tradebench's own, which `extra` brings.
+    `builds_with` names the modules of layers that it puts into a model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -165,6 +171,7 @@ class Technique(BaseModel):
     amd: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
+    builds_with: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[Mapping[str, str]] = {}
 
     method: str
@@ -176,13 +183,19 @@ class Technique(BaseModel):
 
     @classmethod
     def version(cls) -> str:
-        """A digest of the technique's source: a change there makes old results stale.
+        """A digest of the technique's source: a change there makes old results stale."""
+        return _source_digest(*cls.sources())
+
+    @classmethod
+    def sources(cls) -> tuple[str, ...]:
+        """The files that decide what it does: its own, and those of the layers it builds with.
 
         The file of a class that several techniques share counts as theirs.
         """
         kinds = [kind for kind in cls.__mro__ if issubclass(kind, Technique)]
-        files = (inspect.getfile(kind) for kind in kinds if kind is not Technique)
-        return _source_digest(*dict.fromkeys(files))
+        files = [inspect.getfile(kind) for kind in kinds if kind is not Technique]
+        files += [str(spec.origin) for spec in map(find_spec, cls.builds_with) if spec is not None]
+        return tuple(dict.fromkeys(files))
 
     @classmethod
     def touches(cls) -> tuple[str, ...]:
