@@ -50,6 +50,7 @@ LEVELS = {
     "runner": 5,
     "doctor": 6,
     "predict": 6,
+    "regression": 6,
     "plan": 6,
     "commands": 7,
     "cli": 8,
