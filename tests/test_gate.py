@@ -16,7 +16,10 @@ from tradebench.regression.sample import Head, Point, Sample, Series
 from tradebench.result import Kind, Status
 
 MIB = 2**20
-CPU = {"software": {"torch": "2.13"}, "hardware": {"gpus": [], "cpu": "A", "usable_cpus": 2}}
+CPU: Mapping[str, Any] = {
+    "software": {"torch": "2.13"},
+    "hardware": {"gpus": [], "cpu": "A", "usable_cpus": 2},
+}
 H100 = {"name": "H100", "memory_bytes": 80 * 2**30, "mig": False}
 UNITS = {"step_seconds": "s", "peak_tensor_bytes": "B", "peak_process_bytes": "B"}
 Values = Mapping[str, Sequence[float | None]]

@@ -51,10 +51,17 @@ def _gpu(facts: Mapping[str, Any]) -> str:
     return f"{facts.get('name')} {gib} GiB{' MIG' if facts.get('mig') else ''}"
 
 
+def identity(kind: Family, known: Facts) -> dict[str, Any]:
+    """The facts that have to be equal for two values of this family to be comparable."""
+    skipped = BESIDE_A_GPU if known.get("hardware.gpus") else frozenset()
+    return {name: known.get(name) for name in HARD[kind] if name not in skipped}
+
+
 def barriers(kind: Family, base: Facts, new: Facts) -> list[str]:
     """Why two values of this family are not comparable: `name: before -> now` for each."""
-    on_gpu = bool(base.get("hardware.gpus") or new.get("hardware.gpus"))
-    names = [name for name in HARD[kind] if not (on_gpu and name in BESIDE_A_GPU)]
+    names = dict.fromkeys([*identity(kind, base), *identity(kind, new)])
+    if base.get("hardware.gpus") or new.get("hardware.gpus"):
+        names = {name: None for name in names if name not in BESIDE_A_GPU}
     return [_said(name, base, new) for name in names if base.get(name) != new.get(name)]
 
 

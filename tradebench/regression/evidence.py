@@ -33,7 +33,9 @@ class Evidence:
     `low` and `high` bound it by the 99 % interval, `upper` from above with 95 %. `worse` and
     `better` are one-sided p-values of there being no change. `each` is the change of every new run
     by itself; `detectable` is the smallest change that would be found in nine checks of ten; `rule`
-    is the sentence that says how all this was found.
+    is the sentence that says how all this was found. `tested` is false where no outcome of a test
+    could have been called a change, so that it is none of the many (Tarone 1990,
+    https://doi.org/10.2307/2531456).
     """
 
     change: float
@@ -45,6 +47,7 @@ class Evidence:
     each: tuple[float, ...]
     detectable: float
     rule: str
+    tested: bool = True
 
 
 def decide(evidence: Evidence, margin: float) -> Call:
@@ -72,6 +75,7 @@ def exact(base: Sequence[float], new: Sequence[float], margin: float, *, more: b
         each=each,
         detectable=margin,
         rule=f"margin alone, against {_runs(len(base))}",
+        tested=False,
     )
 
 
@@ -153,7 +157,8 @@ def items(base: Sequence[float], new: Sequence[float], margin: float, *, more: b
         rule=f"paired over {count} items",
     )
     if not any(changes):
-        made = replace(made, rule=f"paired over {count} items, none of which changed")
+        rule = f"paired over {count} items, none of which changed"
+        made = replace(made, rule=rule, tested=False)
     return made
 
 
@@ -246,6 +251,7 @@ def _mcnemar(lost: int, won: int, count: int, margin: float) -> Evidence:
         each=(change,),
         detectable=max(margin, half) + quantile(math.inf, POWER) * error,
         rule=rule if changed else f"paired over {count} items, none of which changed",
+        tested=changed > 0,
     )
 
 

@@ -296,7 +296,7 @@ class _Comparison:
             interval=(evidence.low, evidence.high),
             margin=margin,
             detectable=evidence.detectable,
-            p=None if rule.test == "exact" else evidence.worse,
+            p=evidence.worse if evidence.tested else None,
             baseline_runs=len(held),
             new_runs=len(seen),
             rule=evidence.rule,

@@ -58,7 +58,7 @@ def text(check: Check, code: int) -> str:
         rows = check.of(outcome)
         lines += ["", f"{outcome}:"] if rows else []
         lines += [f"  {name}: {_range(group)}" for name, group in _by_metric(rows).items()]
-    lines += ["", "found nine times in ten:", *(f"  {line}" for line in _detectable(check))]
+    lines += ["", "found nine times in ten:", *(f"  {line}" for line in detectable(check.verdicts))]
     if check.causes:
         lines += ["", "also changed:", *(f"  {cause}" for cause in _few(check.causes))]
     return "\n".join([*lines, "", headline(check, code)])
@@ -68,7 +68,12 @@ def markdown(check: Check, code: int) -> str:
     """A summary for a pull request: the rows that matter, the rest folded away."""
     shown = [each for outcome in ORDER[:-1] for each in check.of(outcome)]
     head = [f"### tradebench: {headline(check, code)}", "", _against(check), ""]
-    foot = ["", "Found nine times in ten:", "", *(f"- {line}" for line in _detectable(check))]
+    foot = [
+        "",
+        "Found nine times in ten:",
+        "",
+        *(f"- {line}" for line in detectable(check.verdicts)),
+    ]
     if check.causes:
         foot += ["", "Also changed:", "", *(f"- `{_cell(each)}`" for each in _few(check.causes))]
     budget = LONGEST - sum(len(line) + 1 for line in (*head, *foot))
@@ -80,16 +85,15 @@ def markdown(check: Check, code: int) -> str:
                 break
             rows.append(row)
             budget -= len(row) + 1
-    table = [f"| {' | '.join(HEADS)} |", "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |"]
     first, folded = rows[: len(shown)], rows[len(shown) :]
-    body = [*table, *first] if first else []
+    body = [*HEAD, *first] if first else []
     if folded:
         name = count(len(folded), "metric")
         body += [
             "",
             f"<details><summary>{name} ok</summary>",
             "",
-            *table,
+            *HEAD,
             *folded,
             "",
             "</details>",
@@ -100,7 +104,10 @@ def markdown(check: Check, code: int) -> str:
     return "\n".join([*head, *body, *foot]) + "\n"
 
 
-HEADS = ("verdict", "point", "metric", "baseline", "now", "change", "found from", "because")
+HEAD = (
+    "| verdict | point | metric | baseline | now | change | found from | because |",
+    "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
+)
 
 
 def junit(check: Check, suite: str) -> str:
@@ -140,21 +147,9 @@ def payload(check: Check, code: int) -> dict[str, Any]:
     }
 
 
-def table(verdicts: Iterable[Verdict]) -> list[tuple[str, ...]]:
-    """Cells under `HEADS` for each verdict."""
-    return [
-        (
-            verdict.outcome if verdict.gate else f"{verdict.outcome} (advice)",
-            verdict.point,
-            title(verdict.metric),
-            _value(verdict, verdict.base),
-            _value(verdict, verdict.new),
-            change(verdict),
-            _relative(verdict, verdict.detectable, sign="±"),
-            "; ".join(part for part in (verdict.why, verdict.rule) if part),
-        )
-        for verdict in verdicts
-    ]
+def table(verdicts: Iterable[Verdict]) -> str:
+    """Verdicts as a Markdown table."""
+    return "\n".join([*HEAD, *map(_row, verdicts)])
 
 
 def change(verdict: Verdict) -> str:
@@ -199,12 +194,12 @@ def _value(verdict: Verdict, value: float | None) -> str:
     return scale(verdict.metric, values, verdict.unit).text(value, 4)
 
 
-def _detectable(check: Check) -> list[str]:
+def detectable(verdicts: Iterable[Verdict]) -> list[str]:
     """For every metric, from which change on it is found in nine checks of ten."""
-    known = [each for each in check.verdicts if each.detectable is not None]
+    known = [each for each in verdicts if each.detectable is not None]
     lines = []
-    for name, verdicts in _by_metric(known).items():
-        ends = _ends(verdicts, [each.detectable or 0.0 for each in verdicts], sign="")
+    for name, group in _by_metric(known).items():
+        ends = _ends(group, [each.detectable or 0.0 for each in group], sign="")
         lines.append(f"{name}: {ends} or more" if ends != "0" else f"{name}: any change")
     return lines
 
@@ -260,7 +255,16 @@ def _skipped(verdict: Verdict) -> bool:
 
 
 def _row(verdict: Verdict) -> str:
-    (cells,) = table([verdict])
+    cells = (
+        verdict.outcome if verdict.gate else f"{verdict.outcome} (advice)",
+        verdict.point,
+        title(verdict.metric),
+        _value(verdict, verdict.base),
+        _value(verdict, verdict.new),
+        change(verdict),
+        _relative(verdict, verdict.detectable, sign="±"),
+        "; ".join(part for part in (verdict.why, verdict.rule) if part),
+    )
     return f"| {' | '.join(_cell(cell) for cell in cells)} |"
 
 
