@@ -28,9 +28,10 @@ def tradebench(words: list[str], folder: Path) -> "subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the suites in it, where commands may write."""
+    """A folder with the suites and baselines in it, where commands may write."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "suites").symlink_to(ROOT / "suites")
+    for name in ("suites", "baselines"):
+        (folder / name).symlink_to(ROOT / name)
     return folder
 
 
