@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from xml.etree import ElementTree
 import pytest
 
 from tradebench import cli, store
-from tradebench.commands import gating, turns
+from tradebench.commands import gating, repetition, turns
+from tradebench.pytest_plugin import Gate
 from tradebench.regression import baseline as baselines
 from tradebench.result import Result
 from tradebench.runner.observer import Summary
+
+pytest_plugins = ["pytester"]
 
 ENVIRONMENT: Mapping[str, Any] = {
     "software": {"torch": "2.13.0"},
@@ -503,3 +507,114 @@ def test_damaged_items_are_a_mistake_of_one_line(
 
     assert ask("check", write_run(9), "--baseline", baseline) == 2
     assert "holds no per-item outcomes" in capsys.readouterr().err
+
+
+# The plugin.
+
+
+def gate(baseline: Path | None, run: str, **options: Any) -> tuple[Gate, dict[str, object]]:
+    """What the fixture is once its suite has run, and what it records."""
+    told: dict[str, object] = {}
+    suite = Path("ci.yaml")
+    made = Gate(
+        suite=suite,
+        baseline=baseline,
+        results=Path("results"),
+        options=options,
+        runs={suite: store.load(Path(run))},
+        record=told.__setitem__,
+    )
+    return made, told
+
+
+def test_no_change_passes_and_is_told(baseline: Path) -> None:
+    made, told = gate(baseline, write_run(9))
+
+    assert made.check().exit_code() == 0
+    assert told == {"tradebench": "no regression: 6 ok"}
+
+
+def test_a_regression_fails_the_test_with_its_reason(baseline: Path) -> None:
+    made, _ = gate(baseline, write_run(9, memory=1.2))
+
+    with pytest.raises(pytest.fail.Exception, match="activations \\+191 MiB"):
+        made.check()
+
+
+def test_the_marker_says_how_to_judge(baseline: Path) -> None:
+    run = write_run(9, points={"bf16": 0.1})
+    with pytest.raises(pytest.fail.Exception, match="missing:\n  nf4"):
+        gate(baseline, run)[0].check()
+
+    assert gate(baseline, run, allow_missing=True)[0].check().of("missing")
+
+
+@pytest.mark.parametrize("named", [None, Path("none.json")])
+def test_no_baseline_is_a_skip(named: Path | None) -> None:
+    with pytest.raises(pytest.skip.Exception, match="there is no baseline"):
+        gate(named, write_run(9))[0].check()
+
+
+def test_a_damaged_baseline_fails_in_a_sentence(baseline: Path) -> None:
+    baseline.write_text("{")
+
+    with pytest.raises(pytest.fail.Exception, match=r"^tradebench: .*is not readable JSON"):
+        gate(baseline, write_run(9))[0].check()
+
+
+def test_the_suite_runs_once(baseline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = gate(baseline, write_run(9))
+    runs = [store.load(Path(write_run(9)))]
+    monkeypatch.setattr(repetition, "runs_of", lambda suite, out, **options: [runs.pop()])
+    Path("ci.yaml").write_text("# ?\nmodel: reference\ngrid: {}\n")
+    made.runs.clear()
+
+    assert made.run() is made.run()
+
+
+TEST = """
+import pytest
+
+@pytest.mark.tradebench(suite="ci.yaml", confirm=1)
+def test_training_costs_what_it_did(tradebench):
+    assert tradebench.suite.name == "ci.yaml"
+    tradebench.check()
+
+@pytest.mark.tradebench(suite="ci.yaml", confirms=1)
+def test_with_a_slip(tradebench): ...
+
+def test_without_a_marker(tradebench): ...
+"""
+CONFTEST = """
+from pathlib import Path
+from tradebench import store
+from tradebench.commands import repetition
+
+repetition.runs_of = lambda *words, **options: [store.load(Path({run!r}))]
+"""
+
+
+@pytest.mark.slow
+def test_the_plugin_works_in_a_test_suite_of_somebody_elses(
+    five: Path, pytester: pytest.Pytester
+) -> None:
+    for name in ("b.json", "b.json.items.gz"):
+        shutil.copy(five / name, pytester.path / name)
+    pytester.makefile(".yaml", ci="# ?\nmodel: reference\ngrid: {}\n")
+    pytester.makepyfile(TEST)
+    pytester.makeconftest(CONFTEST.format(run=str(Path(write_run(9)).resolve())))
+    words = ("-p", "tradebench.pytest_plugin", "--strict-markers", "--junitxml=j.xml")
+    done = pytester.runpytest_subprocess(*words, "--tradebench-baseline=b.json")
+
+    done.assert_outcomes(passed=1, errors=2)
+    done.stdout.fnmatch_lines(["*it has no confirms", "*it needs a suite"])
+    assert 'name="tradebench" value="no regression: 6 ok"' in (pytester.path / "j.xml").read_text()
+
+
+def test_the_installed_package_names_the_plugin_as_its_module() -> None:
+    """Otherwise `-p` and the entry point would register it twice."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+
+    assert project["entry-points"]["pytest11"] == {
+        "tradebench.pytest_plugin": "tradebench.pytest_plugin"
+    }

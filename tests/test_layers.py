@@ -54,6 +54,7 @@ LEVELS = {
     "plan": 6,
     "commands": 7,
     "cli": 8,
+    "pytest_plugin": 8,
 }
 # The two commands that compute run torch inside their own functions, as hooks of techniques do.
 LICENSED = {
@@ -183,6 +184,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         ["techniques", "--pairs"],
         ["suite", "check", "suites/smoke.yaml"],
         ["reference", "info"],
+        ["baseline", "show", "baselines/smoke.json"],
     ],
 )
 def test_light_commands_answer_without_torch(arguments: list[str]) -> None:
