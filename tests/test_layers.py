@@ -49,12 +49,13 @@ LEVELS = {
     "report": 5,
     "runner": 5,
     "doctor": 6,
+    "exchange": 7,
     "predict": 6,
     "regression": 6,
     "plan": 6,
-    "commands": 7,
-    "cli": 8,
-    "pytest_plugin": 8,
+    "commands": 8,
+    "cli": 9,
+    "pytest_plugin": 9,
 }
 # The two commands that compute run torch inside their own functions, as hooks of techniques do.
 LICENSED = {

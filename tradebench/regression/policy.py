@@ -121,6 +121,7 @@ DEFAULTS: Lines = {
     },
     "trainable_parameters": {"margin": "0"},
     "step_seconds": {"margin": "5%", "noise": "2%", "test": "runs"},
+    "benchmark_seconds": {"margin": "5%", "noise": "2%", "test": "runs"},
     "accuracy.*": {"margin": "1pt", "noise": "0.5pt", "test": "items"},
     "accuracy_before.*": {"margin": "1pt", "noise": "0.5pt", "test": "items"},
     "answer_nll.*": {"margin": "2%", "floor": "0.01", "noise": "1%", "test": "items"},
