@@ -259,6 +259,7 @@ def test_a_confirmation_replaces_only_what_had_regressed() -> None:
 
     assert first.exit_code() == 1
     assert [each.outcome for each in found.verdicts] == ["inconclusive", "ok"]
+    assert found.verdicts[0].why == "1 of 2 runs show it"
     assert found.confirmations == 1
 
 

@@ -280,6 +280,9 @@ class _Comparison:
             return _verdict(base, metric, "incomparable", gate=rule.gate, why=str(error))
         outcome = decide(evidence, margin)
         details = [_why(metric, base, new, alike, now)] if outcome == "regressed" else []
+        if min(evidence.each) <= margin < max(evidence.each):
+            count = sum(change > margin for change in evidence.each)
+            details.append(f"{count} of {len(evidence.each)} runs show it")
         if len(alike) < len(_chosen(before.values, range(len(before.values)))):
             details.append(f"{len(alike)} of {len(before.values)} baseline runs are comparable")
         return Verdict(
