@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -80,6 +80,7 @@ def test_more_runs_find_smaller_changes(counts: tuple[int, ...]) -> None:
     assert found == sorted(found, reverse=True)
 
 
+@settings(max_examples=20)
 @given(st.floats(0.005, 0.03), st.sampled_from([1, 2, 3, 4]))
 def test_a_change_of_the_detectable_size_is_found_in_nine_of_ten(noise: float, count: int) -> None:
     """With the declared noise for the true one, where the rule's own width is known."""

@@ -403,6 +403,7 @@ def test_two_commits_are_run_in_turn(
     ).stdout.replace(str(Path.cwd()), "")
 
 
+@pytest.mark.slow
 def test_noise_is_measured_and_a_policy_proposed_that_a_check_takes(
     ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -416,6 +417,7 @@ def test_noise_is_measured_and_a_policy_proposed_that_a_check_takes(
     assert ask("check", write_run(20, noise=0.02), "--baseline", "b.json", "--strict") == 0
 
 
+@pytest.mark.slow
 def test_a_history_marks_where_a_level_changed(
     ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,9 +131,11 @@ def segments(values: Sequence[float]) -> list[int]:
     if count < 2 * SHORTEST:
         return [0, count]
     clipped = _clipped(values)
-    variance = _variance(clipped)
-    if variance == 0.0:
-        variance = 1e-12 * max(1e-300, max(abs(value) for value in clipped)) ** 2
+    moves = [abs(b - a) for a, b in pairwise(clipped) if a != b]
+    if not moves:
+        return [0, count]
+    # Where most neighbours are equal there is no noise, and the smallest move is a step.
+    variance = _variance(clipped) or (min(moves) / 100) ** 2
     penalty = PENALTY * variance * math.log(count)
     sums, squares = [0.0], [0.0]
     # Taken from their mean, squares of large values keep their digits.

@@ -186,8 +186,10 @@ def load(file: Path) -> Policy:
         raise UserError(f"{file} does not exist: --policy names a TOML file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{file} is not readable TOML: {error}") from None
-    if "tool" in content:
-        content = content["tool"].get("tradebench", {}).get("check", {})
+    for name in ("tool", "tradebench", "check") if "tool" in content else ():
+        content = content.get(name, {})
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: [tool.tradebench.check] is no table")
     unknown = [name for name in content if name not in Policy.model_fields]
     if unknown:
         near = get_close_matches(unknown[0], Policy.model_fields, n=1)
