@@ -110,6 +110,36 @@ def test_optimum_benchmarks_throughput_is_put_right_and_the_result_says_so() -> 
     assert len(found.measurements["step_seconds"].samples) == 15
 
 
+def test_a_report_from_a_gpu_has_the_counters_of_its_allocator() -> None:
+    content = json.loads((EXAMPLES / "optimum-benchmark.json").read_text())
+    content["config"]["backend"] |= {
+        "torch_dtype": "bfloat16",
+        "quantization_scheme": "BNB",
+        "peft_type": "LORA",
+        "peft_config": {"r": 8},
+    }
+    content["config"]["environment"]["gpu"] = ["NVIDIA H100 80GB HBM3"]
+    content["report"]["train"]["memory"] |= {
+        "max_allocated": 1000.5,
+        "max_reserved": 2000.0,
+        "max_process_vram": 3000.0,
+    }
+    (found,) = exchange.reader("optimum-benchmark")(content, "s")
+
+    assert found.label == "bf16 + bnb + lora r8"
+    assert found.value("peak_allocated_bytes") == 1000500000
+    assert found.value("peak_process_bytes") == 3000000000
+    assert found.environment.hardware["gpus"] == [{"name": "NVIDIA H100 80GB HBM3"}]
+
+
+def test_a_report_on_inference_is_refused() -> None:
+    content = json.loads((EXAMPLES / "optimum-benchmark.json").read_text())
+    content["config"]["scenario"]["name"] = "inference"
+
+    with pytest.raises(ValueError, match="reports on inference"):
+        exchange.reader("optimum-benchmark")(content, "s")
+
+
 def test_imports_become_a_run_and_equal_points_repeats(
     ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +307,31 @@ def test_mlflow_gets_a_nested_run_for_every_result(
     assert children[0]["params"]["budget.steps"] == "120"
     assert children[0]["metrics"]["peak_tensor_bytes"] == 49405476
     assert "63 runs under example" in capsys.readouterr().out
+
+
+def test_wandb_gets_a_run_for_every_result(
+    run: Run, ask: Ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[dict[str, Any]] = []
+    ended: list[int] = []
+
+    def init(**told: Any) -> Any:
+        begun.append(told)
+        told["found"] = {}
+        return SimpleNamespace(
+            summary=told["found"], finish=lambda exit_code: ended.append(exit_code)
+        )
+
+    module: Any = ModuleType("wandb")
+    module.init, module.Settings = init, dict
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    assert ask("export", QUICKSTART, "--to", "wandb", "-o", "mine") == 0
+
+    assert len(begun) == len(run.results) == ended.count(0)
+    assert {(each["project"], each["group"]) for each in begun} == {("mine", "example")}
+    assert begun[0]["config"]["budget.steps"] == 120
+    assert begun[0]["found"]["peak_tensor_bytes"] == 49405476
+    assert "the project mine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["mlflow", "wandb"])

@@ -1,4 +1,4 @@
-"""A Result as two flat tables: what was set, and what came out."""
+"""A Result in the plainest terms: what it is called, what was set, and what came out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def parameters(result: Result) -> dict[str, Any]:
         "evaluate": result.evaluate,
     }
     return {name: value for name, value in _flat(parts).items() if value is not None}
+
+
+def label(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """What people read of settings that are no techniques of this catalogue."""
+    words = []
+    for fields in settings.values():
+        rank = f" r{fields['rank']}" if "rank" in fields else ""
+        words.append(f"{fields['method']}{rank}")
+    return " + ".join(words) or "baseline"
 
 
 def metrics(result: Result) -> dict[str, float]:

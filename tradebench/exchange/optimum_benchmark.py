@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tradebench.exchange.flat import label
 from tradebench.result import Environment, Measurement, Result, digest
 
 MEGABYTE = 10**6
@@ -68,7 +69,7 @@ def read(content: Any, suite: str) -> list[Result]:
             {
                 "suite": suite,
                 "trial": digest(payload),
-                "label": " + ".join(each["method"] for each in settings.values()) or "baseline",
+                "label": label(settings),
                 **payload,
                 "status": "ok",
                 "measurements": measured,

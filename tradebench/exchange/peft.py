@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tradebench.exchange.flat import label
 from tradebench.result import Environment, Measurement, Result, digest
 
 ITEMS = 1319  # of GSM8K's test set, behind every test accuracy
@@ -58,7 +59,7 @@ def read(content: Any, suite: str) -> list[Result]:
                 "kind": "published",
                 "suite": suite,
                 "trial": digest(payload),
-                "label": _label(settings),
+                "label": label(settings),
                 **payload,
                 "status": "ok" if succeeded else "oom" if out_of_memory else "failed",
                 "reason": None if succeeded else error or f"its status is {train['status']}",
@@ -100,14 +101,6 @@ def _settings(
     if config["use_gc"]:
         found["checkpointing"] = {"method": "full", "ratio": 1.0}
     return found
-
-
-def _label(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    words = []
-    for fields in settings.values():
-        rank = f" r{fields['rank']}" if "rank" in fields else ""
-        words.append(f"{fields['method']}{rank}")
-    return " + ".join(words) or "baseline"
 
 
 def _measurements(train: Mapping[str, Any]) -> tuple[dict[str, Measurement], list[str]]:
