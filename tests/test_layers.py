@@ -50,10 +50,13 @@ LEVELS = {
     "report": 5,
     "runner": 5,
     "doctor": 6,
+    "exchange": 7,
     "predict": 6,
+    "regression": 6,
     "plan": 6,
-    "commands": 7,
-    "cli": 8,
+    "commands": 8,
+    "cli": 9,
+    "pytest_plugin": 9,
 }
 # The two commands that compute run torch inside their own functions, as hooks of techniques do.
 LICENSED = {
@@ -203,6 +206,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         ["techniques", "--pairs"],
         ["suite", "check", "suites/smoke.yaml"],
         ["reference", "info"],
+        ["baseline", "show", "baselines/smoke.json"],
     ],
 )
 def test_light_commands_answer_without_torch(arguments: list[str]) -> None:

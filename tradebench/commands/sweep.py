@@ -52,7 +52,7 @@ def sweep(
     Elsewhere what was measured on the CPU is predicted afterwards, when no clock is running. What
     cannot be predicted is noted and harms nothing.
     """
-    said = header.of_suite(suite)
+    said = {**header.of_suite(suite), "options": header.of_options(options)}
     newest = store.latest(out, suite.name) if resume else None
     directory = newest or store.create_run(out, suite.name, said)
     gpu = environment.gpu() if foresight.predict else None
