@@ -14,7 +14,7 @@ help:
 	@echo 'make quickstart   measure the reference model at 21 points; about ten minutes'
 	@echo 'make test         format, lint, types and tests'
 	@echo 'make test-all     the long tests that make test leaves out'
-	@echo 'make gate         measure the smoke suite and hold it against baselines/smoke.json'
+	@echo 'make gate         measure the smoke suite and hold it against results/baselines/smoke.json'
 	@echo 'make baseline     measure it and make that baseline again, from a clean checkout'
 	@echo 'make benchmarks   what the harness itself costs'
 	@echo 'make examples     measure and write again what is committed under results/ and reports/'
@@ -53,13 +53,13 @@ test-all: $(VENV)/.tested
 GATE := build/gate
 gate: $(VENV)/.installed
 	$(BIN)/tradebench run suites/smoke.yaml --out $(GATE) --fresh
-	$(BIN)/tradebench check --results $(GATE) --baseline baselines/smoke.json --confirm 1
+	$(BIN)/tradebench check --results $(GATE) --baseline results/baselines/smoke.json --confirm 1
 
 REASON := made again by make baseline
 baseline: $(VENV)/.installed
 	$(BIN)/tradebench run suites/smoke.yaml --out $(GATE) --fresh
-	$(BIN)/tradebench baseline set latest --results $(GATE) --out baselines/smoke.json \
-		--kind measured --kind predicted --policy baselines/smoke.toml --reason '$(REASON)'
+	$(BIN)/tradebench baseline set latest --results $(GATE) --out results/baselines/smoke.json \
+		--kind measured --kind predicted --policy results/baselines/smoke.toml --reason '$(REASON)'
 
 format: $(VENV)/.tested
 	$(BIN)/ruff format .

@@ -206,7 +206,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         ["techniques", "--pairs"],
         ["suite", "check", "suites/smoke.yaml"],
         ["reference", "info"],
-        ["baseline", "show", "baselines/smoke.json"],
+        ["baseline", "show", "results/baselines/smoke.json"],
     ],
 )
 def test_light_commands_answer_without_torch(arguments: list[str]) -> None:
