@@ -146,6 +146,11 @@ class Trial(BaseModel):
         """How many processes the trial runs in; each trains on batches of its own."""
         return math.prod(part.ranks for part in self.techniques)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether a technique deals the model out, be it to one process."""
+        return any(self.between(Stage.SHARD, Stage.SHARD))
+
     def payload(self) -> dict[str, Any]:
         """Everything that the id is made of, as JSON."""
         return {

@@ -86,10 +86,12 @@ class FSDP2(Technique):
         import torch
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
+            FSDPModule,
             MixedPrecisionPolicy,
             OffloadPolicy,
             fully_shard,
         )
+        from transformers import PreTrainedModel
 
         settings: dict[str, Any] = {
             "mesh": _mesh(self.degree, request.device),
@@ -103,6 +105,14 @@ class FSDP2(Technique):
         }
         for unit in _units(model):
             fully_shard(unit, **settings)
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                # So that no rank ends a generation while another one still needs its layers.
+                part._is_fsdp_managed_module = True
+            if isinstance(part, FSDPModule) and self.degree > 1:
+                # Each loss is divided by the tokens of all ranks already.
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
         model.register_forward_hook(partial(_drop_gathered, self.reshard))
         return model
 
