@@ -151,6 +151,11 @@ class Trial(BaseModel):
         """Whether a technique deals the model out, be it to one process."""
         return any(self.between(Stage.SHARD, Stage.SHARD))
 
+    @property
+    def in_shares(self) -> bool:
+        """Whether each of its ranks loads a share of the model, and no rank the whole."""
+        return self.ranks > 1 and all(part.piecemeal for part in self.techniques)
+
     def payload(self) -> dict[str, Any]:
         """Everything that the id is made of, as JSON."""
         return {
