@@ -94,6 +94,7 @@ class Template:
             "logs": [str(job.log_of(rank)) for rank in range(job.ranks)],
             "isolation": isolation,
             "patience": job.patience,
+            "launcher": list(job.launcher),
         }
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], pipes)

@@ -65,7 +65,8 @@ def concluded(job: Job, ended: Ended) -> Result | int | None:
     results = left(job)
     if job.ranks == 1:
         return results.get(0)
-    failed = []
+    # Of what a launcher has started, only Results are known.
+    failed = [rank for rank, result in results.items() if job.launcher and result.status != "ok"]
     for death in ended.deaths:
         if death.signal or death.rank not in results:
             return death.rank

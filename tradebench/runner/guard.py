@@ -37,13 +37,15 @@ class Launch:
     `directory` is the job's, and `logs` names a file for every rank. The guard writes JSON lines to
     `report`: first the `pid` of every `rank`; last `deaths`, each rank and its wait status in the
     order in which they ended, and `ended`, the ranks that did not end by themselves. All ranks
-    write their heartbeats to `beats`.
+    write their heartbeats to `beats`. Where there is a `launcher`, that command alone is run and
+    watched, as rank 0: it starts the workers, here or on other machines.
     """
 
     directory: str
     logs: list[str]
     isolation: str
     patience: float
+    launcher: list[str]
     lifeline: int
     report: int
     beats: int
@@ -58,7 +60,7 @@ def watch(launch: Launch) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
         guard = os.getpid()
         ranks: dict[int, int] = {}
-        for rank in range(len(launch.logs)):
+        for rank in range(1 if launch.launcher else len(launch.logs)):
             pid = os.fork()
             if pid == 0:
                 _become(launch, guard, rank)
@@ -109,6 +111,10 @@ def _become(launch: Launch, guard: int, rank: int) -> NoReturn:
         os.close(launch.lifeline)
         os.close(launch.report)
         process.become_trial(guard, Path(launch.logs[rank]))
+        worker_module = ["-m", "tradebench.runner.worker"]
+        if launch.launcher:
+            command = [*launch.launcher, *worker_module, launch.directory]
+            os.execvp(command[0], command)
         if len(launch.logs) > 1:
             place = Rank(
                 number=rank,
@@ -121,8 +127,8 @@ def _become(launch: Launch, guard: int, rank: int) -> NoReturn:
             os.environ.update(place.variables())
         if launch.isolation == "exec":
             os.set_inheritable(launch.beats, True)
-            command = [sys.executable, "-P", "-m", "tradebench.runner.worker"]
-            os.execv(sys.executable, [*command, launch.directory, str(launch.beats)])
+            command = [sys.executable, "-P", *worker_module, launch.directory, str(launch.beats)]
+            os.execv(command[0], command)
         # In a fork the template has imported the worker already; a guard itself stays light.
         from tradebench.runner import worker
 

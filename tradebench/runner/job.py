@@ -48,7 +48,8 @@ class Job(BaseModel):
     `preload` what is imported before the memory cap counts. `silence` holds, per phase, the
     seconds without a heartbeat after which the trial counts as hung. It is made by so many `ranks`
     together, each with `threads` of its own; one that keeps the others waiting for more than
-    `patience` seconds counts as hung.
+    `patience` seconds counts as hung. `launcher` is a command that starts them in the runner's
+    place, on several machines that share the run directory; its workers send no heartbeats.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -67,6 +68,7 @@ class Job(BaseModel):
     timeout: float | None = None
     silence: Mapping[Phase | Literal["start"], float] = SILENCE
     patience: float = PATIENCE_SECONDS
+    launcher: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:

@@ -18,7 +18,8 @@ class Options:
     `timeout` is in seconds per attempt, `memory_cap` in bytes beyond what the imports hold.
     `retry` names statuses whose Results do not count, `variables` are set for every worker, and
     `silence` holds the seconds without a heartbeat after which a trial counts as hung, `patience`
-    those that the ranks of a trial wait for one of them.
+    those that the ranks of a trial wait for one of them. `launcher` is the command that starts the
+    ranks of a trial where they are not to be started here, such as torchrun's with its options.
     """
 
     isolation: Literal["auto", "fork", "exec"] = "auto"
@@ -31,3 +32,4 @@ class Options:
     preload: tuple[str, ...] = PRELOAD
     silence: Mapping[Phase | Literal["start"], float] = field(default_factory=lambda: SILENCE)
     patience: float = PATIENCE_SECONDS
+    launcher: tuple[str, ...] = ()

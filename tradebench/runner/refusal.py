@@ -8,8 +8,11 @@ from tradebench.trial import Trial
 CPU_RANKS = 8  # that share one machine without a GPU: each holds its own imports, and a thread
 
 
-def refuse(trial: Trial) -> tuple[str, ...]:
-    """Every reason not to run a trial, each with its remedy; none where it can run."""
+def refuse(trial: Trial, *, launched: bool = False) -> tuple[str, ...]:
+    """Every reason not to run a trial, each with its remedy; none where it can run.
+
+    Where ranks are `launched` by someone else, nobody here knows how many there is room for.
+    """
     reasons = trial.conflicts()
     if environment.gpu() is None:
         reasons += tuple(
@@ -19,7 +22,7 @@ def refuse(trial: Trial) -> tuple[str, ...]:
         )
     reasons += tuple(reason for part in trial.techniques if (reason := part.missing()) is not None)
     places, what = _places()
-    if trial.ranks > places:
+    if trial.ranks > places and not launched:
         reasons += (
             f"{trial.label} needs {trial.ranks} processes, and {what}; "
             "predict it with tradebench plan",

@@ -253,6 +253,7 @@ class _Sweep:
             timeout=options.timeout,
             silence=options.silence,
             patience=options.patience,
+            launcher=options.launcher if trial.ranks > 1 else (),
         )
         job.write()
         self._event("started", trial.id, job.repeat, job.attempt, isolation=engine.isolation)
@@ -283,7 +284,7 @@ class _Sweep:
             silent = job.silence.get(phase or "start", SILENCE[phase or "start"])
             if job.timeout is not None and now - flight.began > job.timeout:
                 flight.ended_by = verdict.of_timeout(job.timeout, phase)
-            elif now - flight.heard > silent:
+            elif now - flight.heard > silent and not job.launcher:
                 flight.ended_by = verdict.of_silence(silent, phase, flight.beat)
             else:
                 continue

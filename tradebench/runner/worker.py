@@ -1,6 +1,6 @@
 """The worker: makes the one attempt that a job describes and leaves a Result beside it.
 
-`python -m tradebench.runner.worker DIRECTORY FD` in a fresh interpreter, or `main` in a fork of
+`python -m tradebench.runner.worker DIRECTORY [FD]` in a fresh interpreter, or `main` in a fork of
 the template; either way under a guard. Heartbeats go to the pipe FD, the Result to `result.json`,
 and nothing that the trial prints is ever parsed. A trial of several ranks has a worker for each,
 and each leaves a Result.
@@ -212,4 +212,6 @@ def surroundings(job: Job) -> Environment:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), "exec")
+    # Nobody hears the beats of what a launcher has started.
+    pipe = int(sys.argv[2]) if len(sys.argv) > 2 else os.open(os.devnull, os.O_WRONLY)
+    main(Path(sys.argv[1]), pipe, "exec")

@@ -216,6 +216,7 @@ class LocalEngine:
             return Ended(key=key, cause="memory_cap", held_bytes=flight.held)
         deaths = [_death(rank, status) for rank, status in flight.deaths]
         first = next((death for death in deaths if death.signal or death.exit), deaths[0])
+        own = [death for death in deaths if death.rank not in flight.left]
         killed = bool(first.signal) and process.out_of_memory_kills() > flight.memory_kills
         cause: Literal["memory_kill"] | None = "memory_kill" if killed else None
         return Ended(
@@ -223,7 +224,7 @@ class LocalEngine:
             exit=first.exit,
             signal=first.signal,
             cause=cause,
-            deaths=tuple(death for death in deaths if death.rank not in flight.left),
+            deaths=() if flight.job.launcher else tuple(own),
             left=flight.left,
         )
 
