@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,11 @@ def _measure(
     materials = prepare(trial)
     if materials.evaluator is not None:
         outcome.warnings += materials.evaluator.skipped
+    ranks, cores = place()[1], len(os.sched_getaffinity(0))
+    if materials.device == "cpu" and ranks > cores:
+        outcome.warnings.append(
+            f"{ranks} processes share {cores} cores: step times say nothing about sharding"
+        )
     rehearse(trial, materials, outcome, heartbeat)
     gc.collect()
     clock, training = Clock(materials.device), Training()
