@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `tradebench --help` answers
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -179,6 +180,10 @@ def run(
         str | None, typer.Option(help="most memory a trial may take, such as 8GiB")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each trial")] = 1,
+    launcher: Annotated[
+        str,
+        typer.Option(help="a command that starts the ranks of a trial, such as torchrun's"),
+    ] = "",
     skip_unfit: Annotated[
         bool,
         typer.Option(
@@ -221,6 +226,7 @@ def run(
             timeout=loaded.timeout,
             retry=frozenset(status.value for status in retry or ()),
             variables=sweep.variables(loaded),
+            launcher=tuple(shlex.split(launcher)),
         ),
         resume=resume,
         foresight=sweep.Foresight(predict=predict, skip_unfit=skip_unfit),

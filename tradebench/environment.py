@@ -193,6 +193,14 @@ def gpu() -> Gpu | None:
     return Gpu(first["name"], (major, minor), first["memory_bytes"])
 
 
+def gpus() -> int:
+    """How many GPUs this machine has; none where their driver is silent."""
+    try:
+        return len(_gpus()[0])
+    except RuntimeError:
+        return 0
+
+
 @functools.cache
 def _gpus() -> tuple[list[dict[str, Any]], str | None]:
     """Every NVIDIA GPU and the driver's version, without touching CUDA."""

@@ -74,7 +74,8 @@ def sweep(
             options=options,
             observer=bar,
             refuse=lambda trial: (
-                refuse(trial) or ((left_out[trial.id],) if trial.id in left_out else ())
+                refuse(trial, launched=bool(options.launcher))
+                or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )
     if foresight.predict and gpu is None and not summary.interrupted:

@@ -89,7 +89,13 @@ class Template:
         Raises:
             TemplateError: the template is dead.
         """
-        request = {"directory": str(job.directory), "log": str(job.log), "isolation": isolation}
+        request = {
+            "directory": str(job.directory),
+            "logs": [str(job.log_of(rank)) for rank in range(job.ranks)],
+            "isolation": isolation,
+            "patience": job.patience,
+            "launcher": list(job.launcher),
+        }
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], pipes)
         except OSError as error:

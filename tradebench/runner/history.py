@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tradebench import store
 from tradebench.result import Environment, Result, Status
+from tradebench.runner.ending import adopted, key
 
 # The others (`killed`, and no Result at all) say nothing about the point, so it runs again.
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "diverged", "skipped", "failed", "timeout"})
@@ -29,7 +28,7 @@ class History:
             for result in run.results
             if result.kind == "measured"
         }
-        self._stored = {_key(result) for result in measured}
+        self._stored = {key(result) for result in measured}
         self._attempts: dict[tuple[str, int], int] = {}
         for result in measured:
             self._count(result.trial, result.repeat, result.attempt)
@@ -67,7 +66,7 @@ class History:
 
     def add(self, result: Result) -> None:
         """Take note of a Result that has been stored."""
-        self._stored.add(_key(result))
+        self._stored.add(key(result))
         self._last[result.trial, result.repeat] = result
         self._count(result.trial, result.repeat, result.attempt)
 
@@ -75,8 +74,8 @@ class History:
         """Results that a worker finished while nobody was left to store them."""
         found = []
         for folder in sorted(self.directory.glob("work/*.*.*")):
-            result = read_result(folder)
-            if result is not None and _key(result) not in self._stored:
+            result = adopted(folder)
+            if result is not None and key(result) not in self._stored:
                 found.append(result)
         return found
 
@@ -88,16 +87,3 @@ class History:
     def _count(self, trial: str, repeat: int, attempt: int) -> None:
         point = (trial, repeat)
         self._attempts[point] = max(attempt, self._attempts.get(point, -1))
-
-
-def read_result(folder: Path) -> Result | None:
-    """The Result that a worker has left in its `folder`, if it is whole and of this attempt."""
-    try:
-        result = Result.model_validate_json((folder / "result.json").read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return result if _key(result) == folder.name else None
-
-
-def _key(result: Result) -> str:
-    return f"{result.trial}.{result.repeat}.{result.attempt}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tradebench.rank import PATIENCE_SECONDS
 from tradebench.result import Phase, Status
 from tradebench.runner.job import PRELOAD, PROGRAM, SILENCE
 
@@ -16,7 +17,9 @@ class Options:
 
     `timeout` is in seconds per attempt, `memory_cap` in bytes beyond what the imports hold.
     `retry` names statuses whose Results do not count, `variables` are set for every worker, and
-    `silence` holds the seconds without a heartbeat after which a trial counts as hung.
+    `silence` holds the seconds without a heartbeat after which a trial counts as hung, `patience`
+    those that the ranks of a trial wait for one of them. `launcher` is the command that starts the
+    ranks of a trial where they are not to be started here, such as torchrun's with its options.
     """
 
     isolation: Literal["auto", "fork", "exec"] = "auto"
@@ -28,3 +31,5 @@ class Options:
     program: str = PROGRAM
     preload: tuple[str, ...] = PRELOAD
     silence: Mapping[Phase | Literal["start"], float] = field(default_factory=lambda: SILENCE)
+    patience: float = PATIENCE_SECONDS
+    launcher: tuple[str, ...] = ()

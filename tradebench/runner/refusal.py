@@ -5,11 +5,14 @@ from __future__ import annotations
 from tradebench import environment
 from tradebench.trial import Trial
 
-PROCESSES = 1  # that a run gives to each trial
+CPU_RANKS = 8  # that share one machine without a GPU: each holds its own imports, and a thread
 
 
-def refuse(trial: Trial) -> tuple[str, ...]:
-    """Every reason not to run a trial, each with its remedy; none where it can run."""
+def refuse(trial: Trial, *, launched: bool = False) -> tuple[str, ...]:
+    """Every reason not to run a trial, each with its remedy; none where it can run.
+
+    Where ranks are `launched` by someone else, nobody here knows how many there is room for.
+    """
     reasons = trial.conflicts()
     gpu = environment.gpu()
     if gpu is None:
@@ -21,9 +24,18 @@ def refuse(trial: Trial) -> tuple[str, ...]:
     else:
         reasons += trial.beyond(gpu.name, gpu.capability, gpu.memory_bytes)
     reasons += tuple(reason for part in trial.techniques if (reason := part.missing()) is not None)
-    if trial.ranks > PROCESSES:
+    places, what = _places()
+    if trial.ranks > places and not launched:
         reasons += (
-            f"{trial.label} needs {trial.ranks} processes, and a run has {PROCESSES}; "
+            f"{trial.label} needs {trial.ranks} processes, and {what}; "
             "predict it with tradebench plan",
         )
     return reasons
+
+
+def _places() -> tuple[int, str]:
+    """How many ranks this machine has room for, in words as well."""
+    gpus = environment.gpus()
+    if gpus == 0:
+        return CPU_RANKS, f"a run without a GPU has {CPU_RANKS} at most"
+    return gpus, f"this machine has {gpus} GPU{'s' * (gpus > 1)}"

@@ -12,10 +12,11 @@ from tradebench.runner.job import Isolation, Job
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The attempt `key` has a process, `pid`, on the machine where it runs."""
+    """The attempt `key` has a process, `pid`, for this rank on the machine where it runs."""
 
     key: str
     pid: int
+    rank: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,22 @@ class Beat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Death:
+    """The process of a rank ended by `exit` code or by `signal`."""
+
+    rank: int
+    exit: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended:
     """The attempt `key` has no process left.
 
     It ended by `exit` code or by `signal`. `cause` is what the engine itself knows: it killed the
     attempt because it held `held_bytes`, the kernel's memory killer took it, or it lost sight of
-    it.
+    it. Of several ranks that is what the first to end badly did; `deaths` has all that ended by
+    themselves in that order, and `left` names those that were still there then and were ended.
     """
 
     key: str
@@ -40,6 +51,8 @@ class Ended:
     signal: int | None = None
     cause: Literal["memory_cap", "memory_kill", "lost"] | None = None
     held_bytes: int | None = None
+    deaths: tuple[Death, ...] = ()
+    left: tuple[int, ...] = ()
 
 
 Event = Started | Beat | Ended
