@@ -37,6 +37,7 @@ class SemiStructured(Technique):
     cuda_only: ClassVar[str | None] = (
         "the 2:4 kernels of semi_structured weights are NVIDIA's: no CPU has them"
     )
+    builds_with = ("tradebench.layers.semi_structured",)
     capability = (8, 0)
     amd = False
 
