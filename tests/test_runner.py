@@ -324,6 +324,39 @@ def test_two_sweeps_in_one_directory_are_refused(sweep: Go, directory: Path) -> 
         sweep(ScriptedEngine(), "a")
 
 
+def test_two_writers_share_a_directory_and_know_of_each_other(sweep: Go, directory: Path) -> None:
+    sweep(ScriptedEngine(), "a", options=Options(writer="1of2"))
+    engine = ScriptedEngine()
+    with store.lock(directory, "1of2"):
+        summary = sweep(engine, "a", "b", options=Options(writer="2of2"))
+
+    assert (engine.names, summary.reused, len(summary.results)) == (["b 0"], 1, 2)
+    loaded = store.load(directory)
+    assert {name: len(kept) for name, kept in loaded.writers.items()} == {"1of2": 1, "2of2": 1}
+    assert loaded.header["ended"] is not None
+    assert {job.run for job in engine.jobs} == {directory / "2of2"}
+    assert not list(directory.glob("*/work"))
+
+
+def test_a_writer_leaves_alone_what_another_is_about(sweep: Go, directory: Path) -> None:
+    theirs = Job(suite="s", trial=trial("a").payload(), repeat=0, attempt=0, run=directory / "one")
+    theirs.write()
+    finish(theirs)
+    sweep(ScriptedEngine(), "b", options=Options(writer="two"))
+    adopted = sweep(ScriptedEngine(), options=Options(writer="one"))
+
+    assert adopted.started == 0
+    assert [result.label for result in store.load(directory).writers["one"]] == ["baseline"]
+
+
+def test_what_lies_beside_a_result_is_named_from_the_run(sweep: Go, directory: Path) -> None:
+    engine = ScriptedEngine(a=[Ended(key="", signal=SIGKILL)] * 9)
+    sweep(engine, "a", options=Options(writer="one"))
+
+    logs = [result.artifacts["log"] for result in store.load(directory).attempts]
+    assert logs == [f"one/logs/{job.key}.txt" for job in engine.jobs]
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         run([trial("a")], directory=tmp_path, suite="s")

@@ -18,7 +18,7 @@ from tradebench.runner.progress import Progress
 from tradebench.runner.refusal import refuse
 from tradebench.runner.supervisor import run as supervise
 from tradebench.store import Run
-from tradebench.suite import Suite
+from tradebench.suite import WHOLE, Shard, Suite
 from tradebench.target import Target
 from tradebench.trial import HubData, Trial
 
@@ -45,28 +45,34 @@ def sweep(
     resume: bool,
     foresight: Foresight,
     note: Note,
+    shard: Shard = WHOLE,
+    name: str | None = None,
 ) -> tuple[Run, Summary]:
     """Measure every point of a suite; go on with its newest run where there is one to `resume`.
+
+    With a `shard` only its points; with a `name` the run of that name, which is made where it is
+    not there yet.
 
     On a GPU of the catalogue every point is predicted first, so that what will not fit is left out.
     Elsewhere what was measured on the CPU is predicted afterwards, when no clock is running. What
     cannot be predicted is noted and harms nothing.
     """
     said = header.of_suite(suite)
-    newest = store.latest(out, suite.name) if resume else None
-    directory = newest or store.create_run(out, suite.name, said)
-    name = environment.gpu() if foresight.predict else None
-    device = devices.named(name) if name is not None else None
-    if name is not None and device is None:
-        note(f"{name} is not in the catalogue: nothing is predicted for it")
+    trials = shard.of(suite.trials())
+    newest = store.latest(out, suite.name) if resume and name is None else None
+    directory = newest or store.create_run(out, suite.name, said, name)
+    gpu = environment.gpu() if foresight.predict else None
+    device = devices.named(gpu) if gpu is not None else None
+    if gpu is not None and device is None:
+        note(f"{gpu} is not in the catalogue: nothing is predicted for it")
     left_out: Mapping[str, str] = {}
     if device is not None:
-        made = _predict(suite, suite.trials(), device, note)
-        keep(made, directory)
+        made = _predict(suite, trials, device, note)
+        keep(made, directory, options.writer)
         left_out = unfit(made) if foresight.skip_unfit else {}
     with Progress() as bar:
         summary = supervise(
-            suite.trials(),
+            trials,
             directory=directory,
             suite=suite.name,
             repeats=suite.repeats_of,
@@ -77,8 +83,8 @@ def sweep(
                 refuse(trial) or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )
-    if foresight.predict and name is None and not summary.interrupted:
-        _rehearse(suite, directory, note)
+    if foresight.predict and gpu is None and not summary.interrupted:
+        _rehearse(suite, directory, note, options.writer)
     return store.load(directory), summary
 
 
@@ -89,11 +95,14 @@ def variables(suite: Suite) -> Mapping[str, str]:
     return OFFLINE if local and tasks and not isinstance(suite.budget.data, HubData) else {}
 
 
-def _rehearse(suite: Suite, directory: Path, note: Note) -> None:
-    """Predict the memory of what was measured on a CPU, where a rehearsal needs no GPU either."""
+def _rehearse(suite: Suite, directory: Path, note: Note, writer: str = store.LOCAL) -> None:
+    """Predict the memory of what was measured on a CPU, where a rehearsal needs no GPU either.
+
+    Each writer does so for what it has measured itself.
+    """
     measured = {
         result.trial
-        for result in store.load(directory).results
+        for result in store.last(store.load(directory).writers.get(writer, ())).values()
         if result.kind == "measured" and result.status == "ok"
     }
     made = _predict(suite, [trial for trial in suite.trials() if trial.id in measured], None, note)
@@ -103,7 +112,7 @@ def _rehearse(suite: Suite, directory: Path, note: Note) -> None:
         if result.status == "failed":
             note(f"{result.label} is not predicted: {result.reason}")
     if good:
-        keep(replace(made, results=good), directory)
+        keep(replace(made, results=good), directory, writer)
 
 
 def _predict(suite: Suite, trials: Sequence[Trial], device: Device | None, note: Note) -> Plan:

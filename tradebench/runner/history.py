@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,23 +16,24 @@ FINAL: frozenset[Status] = frozenset({"ok", "oom", "diverged", "skipped", "faile
 
 
 class History:
-    """The attempts of one run directory, which the caller has locked."""
+    """The attempts of one run directory, in which the caller has locked the part of `writer`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, writer: str = store.LOCAL) -> None:
         self.directory = directory
+        self.files = store.files(directory, writer)
         run = store.load(directory)
         self.problems = run.problems
         # Predictions of the same points may lie beside what was measured.
-        measured = [result for result in run.attempts if result.kind == "measured"]
-        self._last = {
-            (result.trial, result.repeat): result
-            for result in run.results
-            if result.kind == "measured"
-        }
-        self._stored = {_key(result) for result in measured}
+        mine = [result for result in run.writers.get(writer, ()) if result.kind == "measured"]
+        self._last = _by_point(mine)
+        self._others = [
+            _by_point(attempts) for name, attempts in run.writers.items() if name != writer
+        ]
+        self._stored = {_key(result) for result in mine}
         self._attempts: dict[tuple[str, int], int] = {}
-        for result in measured:
-            self._count(result.trial, result.repeat, result.attempt)
+        for result in run.attempts:
+            if result.kind == "measured":
+                self._count(result.trial, result.repeat, result.attempt)
         for event in store.events(directory):
             if event.get("event") == "started":
                 self._count(event["trial"], event["repeat"], event["attempt"])
@@ -40,24 +41,25 @@ class History:
     def final(
         self, trial: str, repeat: int, environment: Environment, retry: Collection[Status] = ()
     ) -> Result | None:
-        """The Result that stands for this point, if it was made in an equal environment."""
-        result = self._last.get((trial, repeat))
-        if result is None or result.status not in FINAL or result.status in retry:
-            return None
-        return None if self.changes(trial, repeat, environment) else result
+        """The Result that stands for this point, if it was made in an equal environment.
+
+        Another writer's stands as well: that machine is like this one.
+        """
+        for known in (self._last, *self._others):
+            result = known.get((trial, repeat))
+            if (
+                result is not None
+                and result.status in FINAL
+                and result.status not in retry
+                and not result.environment.differences(environment)
+            ):
+                return result
+        return None
 
     def changes(self, trial: str, repeat: int, environment: Environment) -> tuple[str, ...]:
         """What has changed since this point's last Result was made, such as `software.torch`."""
         result = self._last.get((trial, repeat))
-        if result is None or result.environment.key == environment.key:
-            return ()
-        return tuple(
-            f"{group}.{name}"
-            for group in ("software", "hardware", "code")
-            for old, new in [(getattr(result.environment, group), getattr(environment, group))]
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name)
-        )
+        return () if result is None else result.environment.differences(environment)
 
     def next_attempt(self, trial: str, repeat: int) -> int:
         """A number that no attempt at this point has had, and now has."""
@@ -74,7 +76,7 @@ class History:
     def orphans(self) -> list[Result]:
         """Results that a worker finished while nobody was left to store them."""
         found = []
-        for folder in sorted(self.directory.glob("work/*.*.*")):
+        for folder in sorted(self.files.glob("work/*.*.*")):
             result = read_result(folder)
             if result is not None and _key(result) not in self._stored:
                 found.append(result)
@@ -82,7 +84,7 @@ class History:
 
     def clear_work(self) -> None:
         """Drop the folders of attempts; call this once the orphans are stored."""
-        for folder in self.directory.glob("work/*.*.*"):
+        for folder in self.files.glob("work/*.*.*"):
             shutil.rmtree(folder)
 
     def _count(self, trial: str, repeat: int, attempt: int) -> None:
@@ -97,6 +99,14 @@ def read_result(folder: Path) -> Result | None:
     except (OSError, ValidationError):
         return None
     return result if _key(result) == folder.name else None
+
+
+def _by_point(attempts: Iterable[Result]) -> dict[tuple[str, int], Result]:
+    return {
+        (trial, repeat): result
+        for (kind, trial, repeat), result in store.last(attempts).items()
+        if kind == "measured"
+    }
 
 
 def _key(result: Result) -> str:

@@ -41,9 +41,10 @@ SILENCE: Mapping[Phase | Literal["start"], float] = {
 
 
 class Job(BaseModel):
-    """One attempt at one point, as JSON in the run directory: `work/<key>/job.json`.
+    """One attempt at one point, as JSON in `run`: `work/<key>/job.json`.
 
-    `run` is the run directory, absolute; `program` names a function as `module:function`, and
+    `run` is where files beside the Result go, absolute: the run directory or the writer's folder in
+    it. `program` names a function as `module:function`, and
     `preload` what is imported before the memory cap counts. `silence` holds, per phase, the
     seconds without a heartbeat after which the trial counts as hung.
     """
@@ -80,7 +81,7 @@ class Job(BaseModel):
 
     @property
     def artifacts(self) -> dict[str, str]:
-        """The files that every attempt leaves, relative to the run directory."""
+        """The files that every attempt leaves, relative to `run`."""
         return {"log": f"logs/{self.key}.txt"}
 
     def write(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tradebench import store
 from tradebench.result import Phase, Status
 from tradebench.runner.job import PRELOAD, PROGRAM, SILENCE
 
@@ -16,7 +17,8 @@ class Options:
 
     `timeout` is in seconds per attempt, `memory_cap` in bytes beyond what the imports hold.
     `retry` names statuses whose Results do not count, `variables` are set for every worker, and
-    `silence` holds the seconds without a heartbeat after which a trial counts as hung.
+    `silence` holds the seconds without a heartbeat after which a trial counts as hung. `writer`
+    names whose part of the run directory this is, where several machines write one.
     """
 
     isolation: Literal["auto", "fork", "exec"] = "auto"
@@ -25,6 +27,7 @@ class Options:
     threads: int | None = None
     retry: frozenset[Status] = frozenset()
     variables: Mapping[str, str] = field(default_factory=dict)
+    writer: str = store.LOCAL
     program: str = PROGRAM
     preload: tuple[str, ...] = PRELOAD
     silence: Mapping[Phase | Literal["start"], float] = field(default_factory=lambda: SILENCE)

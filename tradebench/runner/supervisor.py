@@ -59,10 +59,11 @@ def run(
     """
     directory = directory.resolve()
     how = options or Options()
+    files, said = store.files(directory, how.writer), store.header_file(directory, how.writer)
     watcher = observer or Observer()
 
     def local() -> Engine:
-        log = directory / "logs" / "template.txt"
+        log = files / "logs" / "template.txt"
         preload = (*how.preload, how.program.partition(":")[0])
         if how.isolation != "exec":
             watcher.note("importing the libraries, once for all trials")
@@ -72,17 +73,20 @@ def run(
         return made
 
     with contextlib.ExitStack() as held:
-        held.enter_context(store.lock(directory))
+        held.enter_context(store.lock(directory, how.writer))
         kept = {**store.load(directory).header, **(header or {})}
-        store.write_json(directory / store.HEADER, kept)
-        history = History(directory)
-        results = held.enter_context(store.Appender(directory / "trials.local.jsonl"))
-        events = held.enter_context(store.Appender(directory / "events.local.jsonl"))
+        if how.writer != store.LOCAL:
+            kept["started"] = store.timestamp()
+        store.write_json(said, {**kept, "ended": None})
+        (files / "logs").mkdir(parents=True, exist_ok=True)
+        history = History(directory, how.writer)
+        results = held.enter_context(store.Appender(directory / f"trials.{how.writer}.jsonl"))
+        events = held.enter_context(store.Appender(directory / f"events.{how.writer}.jsonl"))
         sweep = _Sweep(suite, how, watcher, history, results, events)
         times = repeats if callable(repeats) else lambda trial: repeats
         summary = sweep.run(trials, times, refuse, engine or local)
         ended = None if summary.interrupted else store.timestamp()
-        store.write_json(directory / store.HEADER, {**kept, "ended": ended})
+        store.write_json(said, {**kept, "ended": ended})
         watcher.run_finished(summary)
         return summary
 
@@ -124,6 +128,7 @@ class _Sweep:
         events: store.Appender,
     ) -> None:
         self._directory = history.directory
+        self._files = history.files
         self._suite = suite
         self._options = options
         self._observer = observer
@@ -157,7 +162,7 @@ class _Sweep:
             except KeyboardInterrupt:
                 self._interrupted = True
         if not self._interrupted:
-            shutil.rmtree(self._directory / "work", ignore_errors=True)
+            shutil.rmtree(self._files / "work", ignore_errors=True)
         return Summary(
             directory=self._directory,
             results=tuple(self._final.values()),
@@ -241,7 +246,7 @@ class _Sweep:
             trial=trial.payload(),
             repeat=point.repeat,
             attempt=self._history.next_attempt(trial.id, point.repeat),
-            run=self._directory,
+            run=self._files,
             program=options.program,
             preload=options.preload,
             environment=point.environment,
@@ -346,8 +351,10 @@ class _Sweep:
         )
 
     def _keep(self, result: Result) -> None:
-        self._results.append(result.to_json())
-        self._history.add(result)
+        """Store a Result that names its files as seen from this writer's folder."""
+        stored = store.placed(result, self._options.writer)
+        self._results.append(stored.to_json())
+        self._history.add(stored)
 
     def _event(self, name: str, trial: str, repeat: int, attempt: int, **more: Any) -> None:
         line = {"event": name, "time": store.timestamp(), "trial": trial, "repeat": repeat}
