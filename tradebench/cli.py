@@ -127,6 +127,13 @@ def run(
         str | None, typer.Option(help="most memory a trial may take, such as 8GiB")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each trial")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="trials at once: one per GPU, and one on a CPU, where more slow each other",
+        ),
+    ] = None,
     skip_unfit: Annotated[
         bool,
         typer.Option(
@@ -183,6 +190,7 @@ def run(
             isolation=isolation.value,
             memory_cap=cap,
             threads=threads,
+            jobs=jobs,
             timeout=loaded.timeout,
             retry=frozenset(status.value for status in retry or ()),
             variables=sweep.variables(loaded),

@@ -178,6 +178,14 @@ def gpu() -> str | None:
     return str(found[0]["name"]) if found else None
 
 
+def gpu_count() -> int:
+    """How many NVIDIA GPUs this machine has; 0 where their driver is silent."""
+    try:
+        return len(_gpus()[0])
+    except RuntimeError:
+        return 0
+
+
 @functools.cache
 def _gpus() -> tuple[list[dict[str, Any]], str | None]:
     """Every NVIDIA GPU and the driver's version, without touching CUDA."""

@@ -119,8 +119,18 @@ def family(directory: Path, detail: str) -> None:
 
 
 def has_lock(directory: Path, detail: str) -> None:
-    if not list(directory.glob("work/cache/extensions/*/lock")):
+    if not list(directory.glob("work/cache/0/extensions/*/lock")):
         raise FileNotFoundError("no lock")
+
+
+def meets(directory: Path, detail: str) -> None:
+    """Wait for the other of two."""
+    (directory / f"meets.{detail}").touch()
+    until = time.monotonic() + 20
+    while len(list(directory.glob("meets.*"))) < 2:
+        if time.monotonic() > until:
+            raise TimeoutError("nobody came")
+        time.sleep(0.01)
 
 
 def kill_watchers(directory: Path, detail: str) -> None:
@@ -150,4 +160,5 @@ PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "kill_template": kill_template,
     "kill_watchers": kill_watchers,
     "has_lock": has_lock,
+    "meets": meets,
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tradebench import store
+from tradebench.runner.engines import local, places
 from tradebench.runner.engines.local import LocalEngine
 
 if TYPE_CHECKING:
@@ -117,12 +118,39 @@ def test_a_template_that_dies_costs_no_trial(sweep: Sweep) -> None:
 
 
 def test_a_lock_that_a_killed_compiler_left_is_removed(sweep: Sweep) -> None:
-    stale = sweep.directory / "work" / "cache" / "extensions" / "some_kernel" / "lock"
+    stale = sweep.directory / "work" / "cache" / "0" / "extensions" / "some_kernel" / "lock"
     stale.parent.mkdir(parents=True)
     stale.touch()
     sweep.run("has_lock")
 
     assert sweep.results()["has_lock"].reason == "while training: FileNotFoundError: no lock"
+
+
+def test_trials_run_beside_each_other_where_that_is_asked_for(
+    either_sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the other, so that both end only if they run at once."""
+    monkeypatch.setattr(places, "usable_cores", lambda: 2)
+    summary = either_sweep.run("meets:1", "meets:2", "killed:1", "raises", jobs=2)
+
+    assert {name: result.status for name, result in either_sweep.results().items()} == {
+        "meets:1": "ok",
+        "meets:2": "ok",
+        "killed:1": "ok",
+        "raises": "failed",
+    }
+    assert {result.environment.variables["jobs"] for result in summary.results} == {"2"}
+
+
+def test_no_trial_is_let_in_where_memory_is_short(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "usable_cores", lambda: 2)
+    monkeypatch.setattr(local, "available_memory", lambda: 0)
+    sweep.run("nap:0.3", "nap:0.2", jobs=2)
+
+    order = [event["event"] for event in store.events(sweep.directory)]
+    assert order == ["started", "ended"] * 2
 
 
 def test_the_log_of_an_attempt_holds_what_it_printed(sweep: Sweep) -> None:

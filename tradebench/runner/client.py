@@ -83,13 +83,27 @@ class Template:
         refusal: str | None = json.loads(answer)["refusal"]
         return refusal
 
-    def launch(self, job: Job, isolation: Isolation, pipes: tuple[int, int, int]) -> None:
+    def launch(
+        self,
+        job: Job,
+        isolation: Isolation,
+        variables: Mapping[str, str],
+        pipes: tuple[int, int, int],
+    ) -> None:
         """Start a guard and its trial on the pipes lifeline (to read), report, beats (to write).
+
+        `variables` are set for the trial after its fork, so they must not be among those that are
+        read at an import.
 
         Raises:
             TemplateError: the template is dead.
         """
-        request = {"directory": str(job.directory), "log": str(job.log), "isolation": isolation}
+        request = {
+            "directory": str(job.directory),
+            "log": str(job.log),
+            "isolation": isolation,
+            "variables": dict(variables),
+        }
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], pipes)
         except OSError as error:

@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -26,13 +27,15 @@ from tradebench.runner import process
 class Launch:
     """What a guard is asked to run, and the pipes that tie it to the supervisor.
 
-    `directory` is the job's. The guard writes JSON lines to `report`: first the trial's `pid`,
-    last its wait `status`. The trial writes its heartbeats to `beats`.
+    `directory` is the job's; `variables` are set for this trial alone. The guard writes JSON lines
+    to `report`: first the trial's `pid`, last its wait `status`. The trial writes its heartbeats to
+    `beats`.
     """
 
     directory: str
     log: str
     isolation: str
+    variables: Mapping[str, str]
     lifeline: int
     report: int
     beats: int
@@ -67,6 +70,7 @@ def _become(launch: Launch, guard: int) -> NoReturn:
         os.close(launch.lifeline)
         os.close(launch.report)
         process.become_trial(guard, Path(launch.log))
+        os.environ.update(launch.variables)
         if launch.isolation == "exec":
             os.set_inheritable(launch.beats, True)
             command = [sys.executable, "-P", "-m", "tradebench.runner.worker"]

@@ -59,6 +59,7 @@ class Job(BaseModel):
     program: str = PROGRAM
     preload: tuple[str, ...] = PRELOAD
     environment: Environment = Environment()
+    ranks: int = 1
     threads: int = 1
     memory_cap: int | None = None
     timeout: float | None = None

@@ -18,13 +18,16 @@ class Options:
     `timeout` is in seconds per attempt, `memory_cap` in bytes beyond what the imports hold.
     `retry` names statuses whose Results do not count, `variables` are set for every worker, and
     `silence` holds the seconds without a heartbeat after which a trial counts as hung. `writer`
-    names whose part of the run directory this is, where several machines write one.
+    names whose part of the run directory this is, where several machines write one. `jobs` is how
+    many trials run at once on one machine: as many as it has GPUs, and one without, unless someone
+    accepts that they disturb each other's times.
     """
 
     isolation: Literal["auto", "fork", "exec"] = "auto"
     timeout: float | None = None
     memory_cap: int | None = None
     threads: int | None = None
+    jobs: int | None = None
     retry: frozenset[Status] = frozenset()
     variables: Mapping[str, str] = field(default_factory=dict)
     writer: str = store.LOCAL

@@ -22,6 +22,7 @@ from tradebench.result import Environment, Heartbeat, Measurement, Phase, Result
 from tradebench.runner import verdict
 from tradebench.runner.engines import Beat, Ended, Engine, Event, Started
 from tradebench.runner.engines.local import LocalEngine
+from tradebench.runner.engines.places import here
 from tradebench.runner.history import History, read_result
 from tradebench.runner.interruption import first_interruption
 from tradebench.runner.job import SILENCE, Job
@@ -65,13 +66,22 @@ def run(
     def local() -> Engine:
         log = files / "logs" / "template.txt"
         preload = (*how.preload, how.program.partition(":")[0])
+        if places.count > 1:
+            watcher.note(f"up to {places.count} trials run at once")
         if how.isolation != "exec":
             watcher.note("importing the libraries, once for all trials")
-        made = LocalEngine(log, isolation=how.isolation, preload=preload, variables=how.variables)
+        made = LocalEngine(
+            log,
+            isolation=how.isolation,
+            preload=preload,
+            variables=how.variables,
+            places=places,
+        )
         if made.fallback is not None:
             watcher.note(f"every trial starts a fresh interpreter: {made.fallback}")
         return made
 
+    places = here(how.jobs, how.threads or _default_threads(), how.variables)
     with contextlib.ExitStack() as held:
         held.enter_context(store.lock(directory, how.writer))
         kept = {**store.load(directory).header, **(header or {})}
@@ -227,7 +237,7 @@ class _Sweep:
         try:
             with first_interruption() as interrupted:
                 while (self._queue or self._flights) and not interrupted.is_set():
-                    while self._queue and len(self._flights) < engine.slots:
+                    while self._queue and engine.has_room(self._queue[0].trial.ranks):
                         self._start(self._queue.popleft(), engine)
                     for event in engine.poll(_POLL_SECONDS):
                         self._react(event, engine)
@@ -249,7 +259,8 @@ class _Sweep:
             run=self._files,
             program=options.program,
             preload=options.preload,
-            environment=point.environment,
+            environment=_shared(point.environment, engine.jobs),
+            ranks=trial.ranks,
             threads=options.threads or _default_threads(),
             memory_cap=options.memory_cap,
             timeout=options.timeout,
@@ -331,6 +342,7 @@ class _Sweep:
             phase=flight.phase,
             measurements=measurements,
             artifacts=flight.job.artifacts,
+            environment=flight.job.environment,
             isolation=engine.isolation,
             started=flight.started,
             seconds=round(time.monotonic() - flight.began, 6),
@@ -346,8 +358,7 @@ class _Sweep:
             label=trial.label,
             **trial.payload(),
             warnings=trial.cautions(),
-            environment=point.environment,
-            **fields,
+            **{"environment": point.environment, **fields},
         )
 
     def _keep(self, result: Result) -> None:
@@ -359,6 +370,14 @@ class _Sweep:
     def _event(self, name: str, trial: str, repeat: int, attempt: int, **more: Any) -> None:
         line = {"event": name, "time": store.timestamp(), "trial": trial, "repeat": repeat}
         self._events.append(json.dumps({**line, "attempt": attempt, **more}))
+
+
+def _shared(surroundings: Environment, jobs: int) -> Environment:
+    """The environment of a trial that does not have its machine to itself says so."""
+    if jobs == 1:
+        return surroundings
+    variables = {**surroundings.variables, "jobs": str(jobs)}
+    return surroundings.model_copy(update={"variables": variables})
 
 
 def _default_threads() -> int:

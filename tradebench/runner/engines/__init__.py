@@ -52,8 +52,11 @@ class Engine(Protocol):
     """
 
     @property
-    def slots(self) -> int:
-        """How many jobs may be in flight at once."""
+    def jobs(self) -> int:
+        """How many trials may share a machine's processor; with more than one, times suffer."""
+
+    def has_room(self, ranks: int) -> bool:
+        """Whether a job of so many processes may be submitted now."""
 
     @property
     def isolation(self) -> Isolation:
