@@ -1,5 +1,6 @@
 """The commands as users call them: in a process of their own."""
 
+import importlib.util
 import json
 import os
 import re
@@ -360,6 +361,16 @@ def test_two_machines_write_one_run_at_once_and_a_report_shows_all(
     assert len(json.loads(reported.stdout)["results"]) == len(found.results)
     assert len(json.loads(merged.stdout)["results"]) == len(found.results)
     assert "Made by several machines" not in (tmp_path / "merged/report/report.md").read_text()
+
+
+def test_a_cluster_needs_ray_and_fresh_interpreters(tradebench: Tradebench, suite: Path) -> None:
+    forked = tradebench("run", suite, "--engine", "ray", "--isolation", "fork")
+    assert (forked.returncode, forked.stderr.count("\n")) == (2, 1)
+    assert "a fresh interpreter for each trial" in forked.stderr
+    if importlib.util.find_spec("ray") is None:
+        missing = tradebench("run", suite, "--engine", "ray")
+        assert missing.returncode == 2
+        assert "pip install 'tradebench[ray]'" in missing.stderr
 
 
 def test_a_share_that_is_none_is_refused(tradebench: Tradebench, suite: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tradebench import environment, store
 from tradebench.errors import UserError
-from tradebench.result import DivergedError, Heartbeat, Measurement, Phase, Result
+from tradebench.result import DivergedError, Environment, Heartbeat, Measurement, Phase, Result
 from tradebench.runner import process, template, verdict, worker
 from tradebench.runner.engines import Beat, Ended, Event, Started
 from tradebench.runner.history import History
@@ -35,6 +35,7 @@ class ScriptedEngine:
     """Ends each job as a script says, without any process; a job without script ends well."""
 
     jobs = 1
+    queues = False
     isolation: Isolation = "exec"
 
     def __init__(self, **ends: list[Ended]) -> None:
@@ -325,6 +326,23 @@ def test_ctrl_c_while_the_engine_starts_ends_the_sweep(directory: Path) -> None:
 def test_two_sweeps_in_one_directory_are_refused(sweep: Go, directory: Path) -> None:
     with store.lock(directory), pytest.raises(UserError, match="another tradebench is at work"):
         sweep(ScriptedEngine(), "a")
+
+
+def test_hardware_does_not_matter_where_a_cluster_chooses_it(
+    sweep: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep(ScriptedEngine(), "a")
+    capture = environment.capture
+
+    def elsewhere() -> Environment:
+        here = capture()
+        return here.model_copy(update={"hardware": {**here.hardware, "cpu": "another"}})
+
+    monkeypatch.setattr(environment, "capture", elsewhere)
+    on_cluster = sweep(ScriptedEngine(), "a", options=Options(anywhere=True))
+    here = sweep(ScriptedEngine(), "a")
+
+    assert (on_cluster.started, here.started) == (0, 1)
 
 
 def test_two_writers_share_a_directory_and_know_of_each_other(sweep: Go, directory: Path) -> None:

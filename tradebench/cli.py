@@ -70,6 +70,7 @@ class Engine(StrEnum):
     """Where trials run."""
 
     LOCAL = "local"
+    RAY = "ray"
 
 
 class Retried(StrEnum):
@@ -173,6 +174,8 @@ def run(
 
     loaded = Suite.load(suite)
     share = WHOLE if shard is None else Shard.parse(shard)
+    if engine is Engine.RAY and isolation is Isolation.FORK:
+        raise UserError("--engine ray starts a fresh interpreter for each trial: leave out fork")
     author = store.check_writer(writer or (store.LOCAL if share == WHOLE else share.name))
     if run_name is not None and not resume:
         raise UserError("--run goes on with the run of that name: leave --fresh out, or --run")
@@ -181,6 +184,7 @@ def run(
         _print_points(loaded, form, share)
         return
     from tradebench.commands import sweep
+    from tradebench.runner.engines.ray import Cluster
     from tradebench.runner.options import Options
 
     finished, summary = sweep.sweep(
@@ -195,12 +199,14 @@ def run(
             retry=frozenset(status.value for status in retry or ()),
             variables=sweep.variables(loaded),
             writer=author,
+            anywhere=engine is Engine.RAY,
         ),
         resume=resume,
         foresight=sweep.Foresight(predict=predict, skip_unfit=skip_unfit),
         note=lambda text: typer.echo(text, err=True),
         shard=share,
         name=run_name,
+        cluster=Cluster() if engine is Engine.RAY else None,
     )
     # A report is of the whole run; machines that write one side by side write none.
     folder = finished.directory / "report" if author == store.LOCAL else None

@@ -27,9 +27,13 @@ def play(
     outcome.phase = "train"
     heartbeat(Heartbeat(phase="train", step=1, steps=3, bytes=1024))
     name, _, detail = trial.model.name.partition(":")
-    with (directory / "played.txt").open("a") as played:
+    # What stubs leave for tests lies in one place, wherever an engine puts a trial's files.
+    shared = Path(os.environ["STUB_FOLDER"])
+    with (shared / "played.txt").open("a") as played:
         played.write(f"{trial.model.name} {repeat}\n")
-    PROGRAMS[name](directory, detail)
+    with (shared / "players.txt").open("a") as players:
+        players.write(f"{os.getpid()}\n")
+    PROGRAMS[name](shared, detail)
     outcome.measurements["train_loss"] = Measurement(value=1.0 + repeat, unit="nats")
 
 

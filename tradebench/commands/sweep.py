@@ -12,6 +12,8 @@ from tradebench.devices import Device
 from tradebench.plan.cache import Cache
 from tradebench.plan.plan import Plan, keep, make, unfit
 from tradebench.plan.progress import progress
+from tradebench.runner.engines import Engine
+from tradebench.runner.engines.ray import Cluster, RayEngine
 from tradebench.runner.observer import Summary
 from tradebench.runner.options import Options
 from tradebench.runner.progress import Progress
@@ -47,6 +49,7 @@ def sweep(
     note: Note,
     shard: Shard = WHOLE,
     name: str | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Run, Summary]:
     """Measure every point of a suite; go on with its newest run where there is one to `resume`.
 
@@ -55,13 +58,18 @@ def sweep(
 
     On a GPU of the catalogue every point is predicted first, so that what will not fit is left out.
     Elsewhere what was measured on the CPU is predicted afterwards, when no clock is running. What
-    cannot be predicted is noted and harms nothing.
+    cannot be predicted is noted and harms nothing. With a `cluster` trials run there, and what runs
+    on its GPUs is not predicted.
     """
     said = header.of_suite(suite)
     trials = shard.of(suite.trials())
     newest = store.latest(out, suite.name) if resume and name is None else None
     directory = newest or store.create_run(out, suite.name, said, name)
-    gpu = environment.gpu() if foresight.predict else None
+    gpus_there = None if cluster is None else cluster.has_gpus
+    if gpus_there and foresight.predict:
+        foresight = replace(foresight, predict=False)
+        note("nothing is predicted beside a run on a cluster's GPUs: tradebench plan does that")
+    gpu = environment.gpu() if foresight.predict and cluster is None else None
     device = devices.named(gpu) if gpu is not None else None
     if gpu is not None and device is None:
         note(f"{gpu} is not in the catalogue: nothing is predicted for it")
@@ -79,13 +87,19 @@ def sweep(
             header=said,
             options=options,
             observer=bar,
+            engine=None if cluster is None else lambda: _on(cluster, options),
             refuse=lambda trial: (
-                refuse(trial) or ((left_out[trial.id],) if trial.id in left_out else ())
+                refuse(trial, gpu=gpus_there)
+                or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )
     if foresight.predict and gpu is None and not summary.interrupted:
         _rehearse(suite, directory, note, options.writer)
     return store.load(directory), summary
+
+
+def _on(cluster: Cluster, options: Options) -> Engine:
+    return RayEngine(cluster, variables=options.variables, jobs=options.jobs or 1)
 
 
 def variables(suite: Suite) -> Mapping[str, str]:

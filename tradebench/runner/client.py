@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -22,6 +23,10 @@ _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
+
+
+# What a template that serves needs to end is less; one that still imports does not listen.
+_GRACE_SECONDS = 2.0
 
 
 class TemplateError(Exception):
@@ -110,8 +115,13 @@ class Template:
             raise TemplateError(f"it is gone: {error}") from error
 
     def close(self) -> None:
-        """End the template; trials that run go on, each under its guard."""
+        """End the template; trials that run go on, each under its guard.
+
+        It is given a moment to end what a guard that was killed has left to it.
+        """
         self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_SECONDS)
         self._process.kill()
         self._process.wait()
 

@@ -14,12 +14,21 @@ from tradebench.result import Environment, Result, Status
 # The others (`killed`, and no Result at all) say nothing about the point, so it runs again.
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "diverged", "skipped", "failed", "timeout"})
 
+# What an environment has of the machine.
+_MACHINE = ("hardware.", "software.nvidia_driver", "software.system")
+
 
 class History:
-    """The attempts of one run directory, in which the caller has locked the part of `writer`."""
+    """The attempts of one run directory, in which the caller has locked the part of `writer`.
 
-    def __init__(self, directory: Path, writer: str = store.LOCAL) -> None:
+    With `anywhere` a Result counts whatever machine it was made on.
+    """
+
+    def __init__(
+        self, directory: Path, writer: str = store.LOCAL, *, anywhere: bool = False
+    ) -> None:
         self.directory = directory
+        self._anywhere = anywhere
         self.files = store.files(directory, writer)
         run = store.load(directory)
         self.problems = run.problems
@@ -51,7 +60,7 @@ class History:
                 result is not None
                 and result.status in FINAL
                 and result.status not in retry
-                and not result.environment.differences(environment)
+                and not self._differences(result, environment)
             ):
                 return result
         return None
@@ -59,7 +68,13 @@ class History:
     def changes(self, trial: str, repeat: int, environment: Environment) -> tuple[str, ...]:
         """What has changed since this point's last Result was made, such as `software.torch`."""
         result = self._last.get((trial, repeat))
-        return () if result is None else result.environment.differences(environment)
+        return () if result is None else self._differences(result, environment)
+
+    def _differences(self, result: Result, environment: Environment) -> tuple[str, ...]:
+        found = result.environment.differences(environment)
+        if not self._anywhere:
+            return found
+        return tuple(name for name in found if not name.startswith(_MACHINE))
 
     def next_attempt(self, trial: str, repeat: int) -> int:
         """A number that no attempt at this point has had, and now has."""

@@ -20,7 +20,8 @@ class Options:
     `silence` holds the seconds without a heartbeat after which a trial counts as hung. `writer`
     names whose part of the run directory this is, where several machines write one. `jobs` is how
     many trials run at once on one machine: as many as it has GPUs, and one without, unless someone
-    accepts that they disturb each other's times.
+    accepts that they disturb each other's times. With `anywhere` it is not up to this process
+    where a trial runs, so that no Result counts as stale because of its hardware.
     """
 
     isolation: Literal["auto", "fork", "exec"] = "auto"
@@ -31,6 +32,7 @@ class Options:
     retry: frozenset[Status] = frozenset()
     variables: Mapping[str, str] = field(default_factory=dict)
     writer: str = store.LOCAL
+    anywhere: bool = False
     program: str = PROGRAM
     preload: tuple[str, ...] = PRELOAD
     silence: Mapping[Phase | Literal["start"], float] = field(default_factory=lambda: SILENCE)

@@ -8,10 +8,13 @@ from tradebench.trial import Trial
 PROCESSES = 1  # that a run gives to each trial
 
 
-def refuse(trial: Trial) -> tuple[str, ...]:
-    """Every reason not to run a trial, each with its remedy; none where it can run."""
+def refuse(trial: Trial, *, gpu: bool | None = None) -> tuple[str, ...]:
+    """Every reason not to run a trial, each with its remedy; none where it can run.
+
+    `gpu` says whether there is a GPU where it would run, if that is not this machine.
+    """
     reasons = trial.conflicts()
-    if environment.gpu() is None:
+    if not (environment.gpu() is not None if gpu is None else gpu):
         reasons += tuple(
             f"{part.cuda_only}; predict it with tradebench plan and a --gpu"
             for part in trial.techniques

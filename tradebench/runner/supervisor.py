@@ -22,7 +22,7 @@ from tradebench.result import Environment, Heartbeat, Measurement, Phase, Result
 from tradebench.runner import verdict
 from tradebench.runner.engines import Beat, Ended, Engine, Event, Started
 from tradebench.runner.engines.local import LocalEngine
-from tradebench.runner.engines.places import here
+from tradebench.runner.engines.places import Places, here
 from tradebench.runner.history import History, read_result
 from tradebench.runner.interruption import first_interruption
 from tradebench.runner.job import SILENCE, Job
@@ -81,7 +81,9 @@ def run(
             watcher.note(f"every trial starts a fresh interpreter: {made.fallback}")
         return made
 
-    places = here(how.jobs, how.threads or _default_threads(), how.variables)
+    places = (
+        Places() if engine else here(how.jobs, how.threads or _default_threads(), how.variables)
+    )
     with contextlib.ExitStack() as held:
         held.enter_context(store.lock(directory, how.writer))
         kept = {**store.load(directory).header, **(header or {})}
@@ -89,7 +91,7 @@ def run(
             kept["started"] = store.timestamp()
         store.write_json(said, {**kept, "ended": None})
         (files / "logs").mkdir(parents=True, exist_ok=True)
-        history = History(directory, how.writer)
+        history = History(directory, how.writer, anywhere=how.anywhere)
         results = held.enter_context(store.Appender(directory / f"trials.{how.writer}.jsonl"))
         events = held.enter_context(store.Appender(directory / f"events.{how.writer}.jsonl"))
         sweep = _Sweep(suite, how, watcher, history, results, events)
@@ -120,6 +122,8 @@ class _Flight:
     began: float
     heard: float
     started: str
+    placed: bool = False
+    environment: Environment | None = None
     phase: Phase | None = None
     beat: Heartbeat | None = None
     ended_by: Verdict | None = None
@@ -278,8 +282,9 @@ class _Sweep:
         flight = self._flights[event.key]
         now = time.monotonic()
         match event:
-            case Started():
+            case Started(environment=elsewhere):
                 flight.began = flight.heard = now
+                flight.placed, flight.environment = True, elsewhere
             case Beat(heartbeat=heartbeat):
                 flight.heard, flight.phase, flight.beat = now, heartbeat.phase, heartbeat
                 self._observer.heartbeat(flight.point.trial, heartbeat)
@@ -289,7 +294,7 @@ class _Sweep:
     def _enforce_limits(self, engine: Engine) -> None:
         now = time.monotonic()
         for key, flight in self._flights.items():
-            if flight.ended_by is not None:
+            if flight.ended_by is not None or (engine.queues and not flight.placed):
                 continue
             job, phase = flight.job, flight.phase
             silent = job.silence.get(phase or "start", SILENCE[phase or "start"])
@@ -342,7 +347,7 @@ class _Sweep:
             phase=flight.phase,
             measurements=measurements,
             artifacts=flight.job.artifacts,
-            environment=flight.job.environment,
+            environment=flight.environment or flight.job.environment,
             isolation=engine.isolation,
             started=flight.started,
             seconds=round(time.monotonic() - flight.began, 6),

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tradebench.result import Heartbeat
+from tradebench.result import Environment, Heartbeat
 from tradebench.runner.job import Isolation, Job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The attempt `key` has a process, `pid`, on the machine where it runs."""
+    """The attempt `key` has a process, `pid`, on the machine where it runs.
+
+    `environment` is that machine's, where it is not the supervisor's own.
+    """
 
     key: str
     pid: int
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +35,16 @@ class Ended:
     """The attempt `key` has no process left.
 
     It ended by `exit` code or by `signal`. `cause` is what the engine itself knows: it killed the
-    attempt because it held `held_bytes`, the kernel's memory killer took it, or it lost sight of
-    it.
+    attempt because it held `held_bytes`, a memory killer took it, it lost sight of it, found no
+    machine for it, or found one that could not start it. `said` is what it says of that.
     """
 
     key: str
     exit: int | None = None
     signal: int | None = None
-    cause: Literal["memory_cap", "memory_kill", "lost"] | None = None
+    cause: Literal["memory_cap", "memory_kill", "lost", "unplaced", "broken"] | None = None
     held_bytes: int | None = None
+    said: str | None = None
 
 
 Event = Started | Beat | Ended
@@ -50,6 +55,10 @@ class Engine(Protocol):
 
     Every submitted job brings exactly one `Ended`, whatever happens to it.
     """
+
+    @property
+    def queues(self) -> bool:
+        """Whether a submitted job may wait for a machine: until it starts, no limit on it runs."""
 
     @property
     def jobs(self) -> int:

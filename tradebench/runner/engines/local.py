@@ -63,6 +63,8 @@ class LocalEngine:
         UserError: forks were asked for and are not safe here.
     """
 
+    queues = False
+
     def __init__(
         self,
         log: Path,
