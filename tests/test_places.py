@@ -19,7 +19,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(environment, "cpu_limit", lambda: None)
-    monkeypatch.setattr(environment, "gpu_count", lambda: 0)
+    monkeypatch.setattr(environment, "gpus", lambda: 0)
     return monkeypatch
 
 
@@ -38,7 +38,7 @@ def test_a_cgroup_that_gives_less_counts(machine: pytest.MonkeyPatch) -> None:
 
 
 def test_every_gpu_is_a_place_that_has_its_cores(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(environment, "gpu_count", lambda: 4)
+    machine.setattr(environment, "gpus", lambda: 4)
 
     assert here(None, 1, {}).count == 4
     assert here(None, 4, {}).count == 2

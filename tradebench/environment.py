@@ -178,7 +178,7 @@ def gpu() -> str | None:
     return str(found[0]["name"]) if found else None
 
 
-def gpu_count() -> int:
+def gpus() -> int:
     """How many NVIDIA GPUs this machine has; 0 where their driver is silent."""
     try:
         return len(_gpus()[0])

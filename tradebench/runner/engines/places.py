@@ -109,4 +109,4 @@ def _visible(variables: Mapping[str, str]) -> tuple[str, ...]:
     named = variables.get(_DEVICES)
     if named is not None:
         return tuple(word.strip() for word in named.split(",") if word.strip())
-    return tuple(str(number) for number in range(environment.gpu_count()))
+    return tuple(str(number) for number in range(environment.gpus()))

@@ -16,11 +16,11 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tradebench import environment, store
+from tradebench import environment
 from tradebench.errors import UserError
 from tradebench.runner.engines import Beat, Ended, Event, Started
 from tradebench.runner.engines.local import LocalEngine
@@ -315,8 +315,8 @@ def _watch(engine: LocalEngine, job: Job, tell: Any) -> Ended:
     while True:
         for event in engine.poll(_POLL_SECONDS):
             match event:
-                case Started(key=key, pid=pid):
-                    tell(Started(key=key, pid=pid, environment=job.environment))
+                case Started():
+                    tell(replace(event, environment=job.environment))
                 case Beat():
                     last = event
                 case Ended():
@@ -330,22 +330,18 @@ def _watch(engine: LocalEngine, job: Job, tell: Any) -> Ended:
 
 
 def _collect(job: Job) -> dict[str, bytes]:
-    """What the attempt left: its Result, its log and what lies beside, without caches."""
-    kept = [job.directory / "result.json", job.log, *(job.run / "items").glob("*")]
-    return {
-        file.relative_to(job.run).as_posix(): file.read_bytes() for file in kept if file.is_file()
-    }
+    """What the attempt left: its Result, its logs and what lies beside, without caches."""
+    patterns = (f"logs/{job.key}*", "items/*", f"work/{job.key}/result*.json")
+    kept = [file for pattern in patterns for file in job.run.glob(pattern)]
+    return {file.relative_to(job.run).as_posix(): file.read_bytes() for file in kept}
 
 
 def _lay_down(files: Mapping[str, bytes], run: Path) -> None:
-    """Write what a node has sent, the Result last."""
-    for name, content in sorted(files.items(), key=lambda file: file[0].endswith("result.json")):
+    """Write what a node has sent, in its order: the Result last."""
+    for name, content in files.items():
         target = run / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.name == "result.json":
-            store.write_text(target, content.decode())
-        else:
-            target.write_bytes(content)
+        target.write_bytes(content)
 
 
 def _clear_folders() -> None:
