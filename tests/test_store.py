@@ -213,6 +213,38 @@ def test_machines_that_ask_for_one_run_at_once_share_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in first.iterdir()) == ["items", "logs", "run.json"]
 
 
+def test_a_run_is_shared_also_where_files_have_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for word in ("one", "two"):
+        run = store.create_run(tmp_path, "smoke", {"argv": [word]}, name="shared")
+
+    assert store.load(run).header["argv"] == ["one"]
+    assert sorted(path.name for path in run.iterdir()) == ["items", "logs", "run.json"]
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", ""])
+def test_a_run_has_a_name_that_a_folder_can_bear(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="--run"):
+        store.create_run(tmp_path, "smoke", {}, name=name)
+
+
+def test_the_latest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
+    for name, content in (
+        ("zebra", {"schema": store.SCHEMA, "started": "2026-01-01"}),
+        ("aardvark", {"schema": store.SCHEMA, "started": "2026-01-02"}),
+        ("zz", {"schema": "none of ours", "started": "2026-01-03"}),
+    ):
+        (tmp_path / "smoke" / name).mkdir(parents=True)
+        store.write_json(tmp_path / "smoke" / name / "run.json", content)
+
+    assert store.latest(tmp_path) == tmp_path / "smoke" / "aardvark"
+
+
 def test_each_writer_is_locked_by_itself(run: Path) -> None:
     with store.lock(run, "1of2"), store.lock(run, "2of2"), store.lock(run):
         refused = pytest.raises(UserError, match=r"at work in \S* as 2of2")

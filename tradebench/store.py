@@ -35,6 +35,7 @@ LOCAL = "local"
 UNMADE: frozenset[Status] = frozenset({"killed", "skipped"})
 
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Folders and files that a run has already.
 _TAKEN = frozenset({"items", "logs", "work", "before", "timelines", "report", "plan"})
 
@@ -115,7 +116,12 @@ def create_run(
     The header should hold `question`, `suite_text`, `objectives`, `limits` and `argv`; the schema,
     the suite's name and the time are added here. A run of the given `name` that is there already
     is left as it is: several machines may ask for it at once.
+
+    Raises:
+        UserError: no folder can have this name.
     """
+    if name is not None and not _NAME.fullmatch(name):
+        raise UserError(f"--run {name}: give a name of letters, digits, dots, - and _")
     now = datetime.now(UTC)
     directory = results_dir / suite / (name or f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
     for folder in ("items", "logs"):
@@ -123,9 +129,14 @@ def create_run(
     full = {"schema": SCHEMA, "suite": suite, **header, "started": timestamp(now), "ended": None}
     with _beside(directory / HEADER, _json(full)) as temporary:
         # Unlike a rename, a link never takes the place of what another machine was first to write.
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(temporary, directory / HEADER)
-        temporary.unlink()
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not (directory / HEADER).exists():
+                temporary.replace(directory / HEADER)
+        temporary.unlink(missing_ok=True)
     _sync_directory(directory)
     return directory
 
@@ -279,7 +290,14 @@ def find(results_dir: Path, which: str | Path) -> Path:
 def latest(results_dir: Path, suite: str = "*") -> Path | None:
     """The newest run, of one suite or of all; None where there is none."""
     runs = [header.parent for header in results_dir.glob(f"{suite}/*/{HEADER}")]
-    return max(runs, key=lambda run: run.name, default=None)
+    return max(runs, key=_started, default=None)
+
+
+def _started(run: Path) -> tuple[str, str]:
+    """When a run began, for sorting; not by its name, which someone may have given to it."""
+    with contextlib.suppress(UserError):
+        return (str(_read_header(run, run / HEADER)["started"] or ""), run.name)
+    return ("", run.name)
 
 
 @contextlib.contextmanager
