@@ -148,6 +148,12 @@ def every_method(request: pytest.FixtureRequest) -> Settings:
     return cast("Settings", request.param)
 
 
+@pytest.fixture(scope="session")
+def all_methods() -> list[Settings]:
+    """What `every_method` goes through."""
+    return [{}, *alone()]
+
+
 @pytest.fixture(params=covering(), ids=named)
 def covering_combination(request: pytest.FixtureRequest) -> Settings:
     """Settings of several techniques, in which every method and switch occurs."""

@@ -136,7 +136,7 @@ def agree(trial: Trial, measured: Measure) -> None:
 
 def layer_bytes(trial: Trial) -> int:
     """What a decoder layer takes in fp32."""
-    layer = build_model(trial.model, torch.float32, "meta").get_submodule("model.layers.0")
+    layer = build_model(trial.model, torch.float32).get_submodule("model.layers.0")
     return sum(4 * parameter.numel() for parameter in layer.parameters())
 
 
@@ -316,7 +316,7 @@ def test_a_70b_is_predicted_on_a_laptop() -> None:
     }
     model = {"name": "meta-llama/Llama-3.3-70B-Instruct", "config": "llama-3.3-70b"}
     trial = made(settings, model, {"tasks": ["mmlu"]}, batch=1, sequence=2048)
-    skeleton = build_model(trial.model, torch.bfloat16, "meta")
+    skeleton = build_model(trial.model, torch.bfloat16)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     linears = 80 * 7
     quantized = 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
@@ -501,7 +501,7 @@ def test_a_model_is_loaded_with_its_ties_and_what_is_frozen() -> None:
 
 
 def test_a_layer_that_a_quantizer_leaves_alone_is_read_after_all(shallow: str) -> None:
-    skeleton = build_model(Model(name=shallow), torch.float32, "meta")
+    skeleton = build_model(Model(name=shallow), torch.float32)
     with fake_world():
         loaded: Any = load(skeleton, torch.float32, lambda dense: dense)
 

@@ -1,14 +1,10 @@
-"""Sharding: real on one process, on as many as you like in the fake world, and the two compared."""
+"""Sharding: real on one process, and on as many as you like in the fake world."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -242,7 +238,8 @@ def test_a_process_holds_its_share_of_weights_gradients_and_moments(
     for found in watched(tiny_trial(sharded(degree))).stepped:
         assert found["gradients"] == share
         assert found["optimizer"] == 2 * share + counters
-        assert 0 <= found["weights"] - share <= 1024  # rotary frequencies
+        # Rotary frequencies, and the mesh, which names every process.
+        assert 0 <= found["weights"] - share <= 1024 + 4 * degree
         assert found["communication"] == found["activations"] == 0
 
 
@@ -266,7 +263,9 @@ def test_scales_of_4_bit_weights_are_not_sharded(tiny_trial: Make) -> None:
     saved_of_packed = shares(packed, 1) - shares(packed, 2)
     saved_of_dense = 4 * (shares(dense, 1) - shares(dense, 2))
 
-    assert weights(1) - weights(2) == saved_of_packed + saved_of_dense
+    mesh = 4  # bytes by which two processes take more than one to be named
+
+    assert weights(1) - weights(2) + mesh == saved_of_packed + saved_of_dense
 
 
 @pytest.mark.slow
@@ -433,89 +432,3 @@ def test_the_first_share_is_torchs_first_share(rows: int, columns: int, ranks: i
     (found,) = first(tensor, ranks, dim=0)
     assert torch.equal(found, expected)
     assert found.stride() == expected.stride()
-
-
-# Several processes, for real.
-
-TOGETHER = """
-import json, os, sys, time
-from datetime import timedelta
-import bitsandbytes.functional, peft, torch
-import torch.distributed as dist
-from torch.utils._python_dispatch import _disable_current_modes
-from tradebench.program.measure import rehearse
-from tradebench.program.perform import prepare
-from tradebench.result import Outcome
-from tradebench.trial import Trial
-from tradebench.worlds import meters
-
-def calmly(collective):
-    # gloo answers before its threads have let go of the buffers, and adds up in a copy.
-    def call(*arguments, async_op=False, **options):
-        work = collective(*arguments, async_op=True, **options)
-        with _disable_current_modes():
-            work.wait()
-        del work
-        time.sleep(0.01)
-    return call
-
-rank, ranks, store, payload = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-torch.set_num_threads(1)
-meters.Profiler = lambda: None
-store = dist.FileStore(store, ranks)
-limit = timedelta(seconds=60)
-dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)
-for name in ("all_gather_single", "reduce_scatter_single"):
-    setattr(dist, name, calmly(getattr(dist, name)))
-trial, outcome = Trial.from_payload(json.loads(payload)), Outcome()
-rehearse(trial, prepare(trial), outcome, lambda beat: None)
-if rank == 0:
-    found = {name: int(each.value) for name, each in outcome.measurements.items()}
-    print(json.dumps(found), flush=True)
-dist.barrier()
-os._exit(0)
-"""
-
-
-def together(trial: Trial, folder: Path) -> dict[str, int]:
-    """What the first of several real processes measures."""
-    arguments = [str(trial.ranks), str(folder / "store"), json.dumps(trial.payload())]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", TOGETHER, str(rank), *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(trial.ranks)
-    ]
-    try:
-        answer, _ = processes[0].communicate(timeout=120)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None, "it is a pipe"
-            process.stdout.close()
-    found: dict[str, int] = json.loads(answer.splitlines()[-1])
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("degree", [2, 3])
-@pytest.mark.parametrize("reshard", [True, False], ids=["zero3", "zero2"])
-@pytest.mark.parametrize(
-    "others",
-    [{}, {**BF16, **LORA, **CHECKPOINTING}, {**NF4, **LORA}, CHUNKED],
-    ids=["full", "bf16-lora", "nf4", "chunked"],
-)
-def test_real_processes_take_the_bytes_that_the_fake_world_foresees(
-    others: Settings, reshard: bool, degree: int, tiny_trial: Make, tmp_path: Path
-) -> None:
-    trial = tiny_trial({**others, **sharded(degree, reshard=reshard)})
-    real, fake = together(trial, tmp_path), predicted(trial)
-    # Processes that load for real do not keep to their share yet.
-    unlike = {f"peak_tensor_bytes.{phase}" for phase in ("load", "compress")}
-
-    assert {name: value for name, value in real.items() if name not in unlike} == {
-        name: value for name, value in fake.items() if name not in unlike
-    }

@@ -31,6 +31,7 @@ LEVELS = {
     "interval": 0,
     "result": 0,
     "pareto": 0,
+    "rank": 0,
     "configs": 1,
     "devices": 1,
     "reference": 1,

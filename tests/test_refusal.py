@@ -21,13 +21,24 @@ def test_what_one_process_can_do_is_run(sharding: dict[str, dict[str, object]]) 
 
 
 def test_what_takes_several_processes_is_to_be_predicted() -> None:
-    assert refuse(trial(sharding={"method": "fsdp2", "degree": 8})) == (
-        "fsdp2 x8 needs 8 processes, and a run has 1; predict it with tradebench plan",
+    assert refuse(trial(sharding={"method": "fsdp2", "degree": 8})) == ()
+    assert refuse(trial(sharding={"method": "fsdp2", "degree": 9})) == (
+        "fsdp2 x9 needs 9 processes, and a run without a GPU has 8 at most; "
+        "predict it with tradebench plan",
     )
 
 
+@pytest.mark.parametrize(("gpus", "refused"), [(1, 1), (2, 0)])
+def test_every_process_takes_a_gpu_where_there_are_some(
+    gpus: int, refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tradebench.environment.gpus", lambda: gpus)
+
+    assert len(refuse(trial(sharding={"method": "fsdp2", "degree": 2}))) == refused
+
+
 def test_an_illegal_point_keeps_all_of_its_reasons() -> None:
-    sharded = trial(quantization={"method": "int8"}, sharding={"method": "fsdp2", "degree": 2})
+    sharded = trial(quantization={"method": "int8"}, sharding={"method": "fsdp2", "degree": 9})
 
     assert refuse(sharded)[:-1] == sharded.conflicts()
     assert len(refuse(sharded)) == 3

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `tradebench --help` answers
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -135,6 +136,10 @@ def run(
             help="trials at once: one per GPU, and one on a CPU, where more slow each other",
         ),
     ] = None,
+    launcher: Annotated[
+        str,
+        typer.Option(help="a command that starts the ranks of a trial, such as torchrun's"),
+    ] = "",
     skip_unfit: Annotated[
         bool,
         typer.Option(
@@ -200,6 +205,7 @@ def run(
             variables=sweep.variables(loaded),
             writer=author,
             anywhere=engine is Engine.RAY,
+            launcher=tuple(shlex.split(launcher)),
         ),
         resume=resume,
         foresight=sweep.Foresight(predict=predict, skip_unfit=skip_unfit),

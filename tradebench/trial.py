@@ -146,6 +146,16 @@ class Trial(BaseModel):
         """How many processes the trial runs in; each trains on batches of its own."""
         return math.prod(part.ranks for part in self.techniques)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether a technique deals the model out, be it to one process."""
+        return any(self.between(Stage.SHARD, Stage.SHARD))
+
+    @property
+    def in_shares(self) -> bool:
+        """Whether each of its ranks loads a share of the model, and no rank the whole."""
+        return self.ranks > 1 and all(part.piecemeal for part in self.techniques)
+
     def payload(self) -> dict[str, Any]:
         """Everything that the id is made of, as JSON."""
         return {

@@ -27,6 +27,7 @@ from tradebench.runner.engines.ray import Cluster, RayEngine
 from tradebench.runner.observer import Observer, Summary
 from tradebench.runner.options import Options
 from tradebench.runner.supervisor import run
+from tradebench.techniques.fsdp2 import FSDP2
 from tradebench.trial import Model, Trial
 
 MARK = "STUB_SWEEP"
@@ -58,10 +59,14 @@ class Sweep:
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     observer: Notes = field(default_factory=Notes)
 
-    def run(self, *names: str, repeats: int = 1, **options: Any) -> Summary:
+    def run(self, *names: str, repeats: int = 1, ranks: int = 1, **options: Any) -> Summary:
         ray = self.engine == "ray"
+        sharding = (FSDP2(degree=ranks),) if ranks > 1 else ()
         return run(
-            [Trial(model=Model.model_validate({"name": name})) for name in names],
+            [
+                Trial(model=Model.model_validate({"name": name}), techniques=sharding)
+                for name in names
+            ],
             directory=self.directory,
             suite="stubs",
             repeats=repeats,
@@ -71,9 +76,8 @@ class Sweep:
                 program="programs:play",
                 preload=(),
                 variables=self.variables,
-                threads=1,
                 anywhere=ray,
-                **{"isolation": self.isolation, **options},
+                **{"threads": 1, "isolation": self.isolation, **options},
             ),
         )
 

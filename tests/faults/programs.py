@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tradebench.rank import Rank
 from tradebench.result import DivergedError, Heartbeat, Listener, Measurement, Outcome
 from tradebench.trial import Trial
 
@@ -34,6 +35,8 @@ def play(
     with (shared / "players.txt").open("a") as players:
         players.write(f"{os.getpid()}\n")
     PROGRAMS[name](shared, detail)
+    size = 1000 + Rank.read().number
+    outcome.measurements["peak_tensor_bytes"] = Measurement(value=size, unit="B")
     outcome.measurements["train_loss"] = Measurement(value=1.0 + repeat, unit="nats")
 
 
@@ -144,6 +147,22 @@ def kill_watchers(directory: Path, detail: str) -> None:
     time.sleep(60)
 
 
+def on_second(directory: Path, detail: str) -> None:
+    """Do what the second rank is asked to; the others wait for it, as long as their patience."""
+    rank = Rank.read()
+    if rank.number == 1:
+        name, _, rest = detail.partition(":")
+        return PROGRAMS[name](directory, rest)
+    time.sleep(rank.patience)
+    raise RuntimeError("gloo: Timed out waiting for recv operation to complete")
+
+
+def of_rank(directory: Path, detail: str) -> None:
+    """Say who it is, and how many there are."""
+    rank = Rank.read()
+    (directory / f"rank{rank.number}.txt").write_text(f"{rank.number} {rank.of} {rank.local}")
+
+
 PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "ok": lambda *_: None,
     "segfault": segfault,
@@ -165,4 +184,6 @@ PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "kill_watchers": kill_watchers,
     "has_lock": has_lock,
     "meets": meets,
+    "second": on_second,
+    "rank": of_rank,
 }

@@ -89,7 +89,7 @@ def sweep(
             observer=bar,
             engine=None if cluster is None else lambda: _on(cluster, options),
             refuse=lambda trial: (
-                refuse(trial, gpu=gpus_there)
+                refuse(trial, launched=bool(options.launcher), gpu=gpus_there)
                 or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )

@@ -9,11 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tradebench.errors import UserError
 from tradebench.program.measure import rehearse
-from tradebench.program.model import lay_out, load_tokenizer, plan_loading, stored_dtype
+from tradebench.program.model import (
+    draw,
+    lay_out,
+    load_tokenizer,
+    plan_loading,
+    read_shares,
+    stored_dtype,
+)
 from tradebench.program.perform import Load, Materials, gather
 from tradebench.result import Outcome
 from tradebench.techniques import LoadRequest, Stage
@@ -96,13 +104,19 @@ def _loader(trial: Trial, request: LoadRequest) -> Load:
     skeleton = lay_out(trial.model, request)
     stored = stored_dtype(trial.model)
 
+    def unread(name: str, shape: torch.Size, first: int, count: int, room: int) -> Tensor:
+        return torch.empty((room, *shape[1:]), dtype=stored)
+
     def quantize(dense: nn.Module) -> nn.Module:
         for part in trial.between(Stage.QUANTIZE, Stage.QUANTIZE):
             dense = part.model(dense, replace(request, quantization=None))
         return dense
 
     def load_fake(model: Model, request: LoadRequest) -> nn.Module:
-        loading = quantize if request.quantization is not None else None
-        return load(skeleton, stored, loading, trial.ranks)
+        if trial.model.weights == "random":
+            return draw(skeleton, request)
+        if request.place is not None:
+            return read_shares(skeleton, unread, request)
+        return load(skeleton, stored, quantize if request.quantization is not None else None)
 
     return load_fake

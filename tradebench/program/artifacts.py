@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from tradebench.program.evaluation import Scores
 
 
-def write_items(directory: Path, name: str, items: Iterable[Mapping[str, Any]]) -> str:
-    """Write one line per item to `directory`/items/`name`.jsonl.gz; the path is relative to it."""
+def write_items(directory: Path, name: str, items: Iterable[Mapping[str, Any]] | None) -> str:
+    """Write one line per item to `directory`/items/`name`.jsonl.gz; the path is relative to it.
+
+    Where there are none to be written, because another rank writes them, it is only named.
+    """
     relative = f"items/{name}.jsonl.gz"
+    if items is None:
+        return relative
     lines = "".join(json.dumps(item, sort_keys=True) + "\n" for item in items)
     # No time stamp: equal outcomes give equal files.
     _write(directory / relative, gzip.compress(lines.encode(), mtime=0))
@@ -36,7 +41,8 @@ class SharedScores:
     """The evaluation of a compressed model before training, made once for all who share it.
 
     Trials share it when everything up to quantization is equal: model, evaluation, techniques and
-    their code, this program's code, the reference model, the libraries and the device.
+    their code, this program's code, the reference model, the libraries and the device. A trial of
+    several ranks shares with nobody: all ranks have to agree on whether to evaluate.
     """
 
     def __init__(self, directory: Path, trial: Trial) -> None:
@@ -54,11 +60,12 @@ class SharedScores:
             }
         )
         self.directory = directory
+        self.alone = trial.sharded
         self.path = directory / "before" / f"{key}.json"
 
     def read(self) -> tuple[dict[str, Measurement], str] | None:
         """The measurements and the path of the items; None where nobody has evaluated it yet."""
-        if not self.path.exists():
+        if self.alone or not self.path.exists():
             return None
         found = json.loads(self.path.read_text())
         if not (self.directory / found["items"]).exists():
@@ -69,6 +76,8 @@ class SharedScores:
 
     def write(self, scores: Scores, items: str) -> None:
         """Leave the scores for the trials to come."""
+        if self.alone:
+            return
         measurements = {
             name: value.model_dump(mode="json") for name, value in scores.measurements.items()
         }

@@ -60,18 +60,21 @@ def batches(
     seed: int,
     device: str,
     arrange: Arrange = lambda epoch: epoch,
+    rank: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Endless micro-batches, every epoch shuffled anew, padded to their longest example.
 
-    `arrange` changes what of an epoch comes, and in which order.
+    `arrange` changes what of an epoch comes, and in which order. Of several ranks, as many
+    micro-batches in a row go to one each: `rank` says which is asked, and of how many.
     """
+    number, ranks = rank
     shuffler = random.Random(seed)
     queue: list[Example] = []
     while True:
-        while len(queue) < budget.batch:
+        while len(queue) < budget.batch * ranks:
             queue += arrange(shuffler.sample(examples, len(examples)))
-        yield collate(queue[: budget.batch], padding, device)
-        del queue[: budget.batch]
+        yield collate(queue[budget.batch * number :][: budget.batch], padding, device)
+        del queue[: budget.batch * ranks]
 
 
 def uneven(examples: Sequence[Example]) -> bool:

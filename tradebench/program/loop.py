@@ -18,6 +18,7 @@ from tradebench.techniques.protocol import IGNORED, model_inputs
 from tradebench.techniques.stepping import BETAS, EPSILON, Stepping, trainable
 from tradebench.trial import Budget
 from tradebench.worlds.meters import Meter
+from tradebench.worlds.ranks import total
 
 if TYPE_CHECKING:
     from tradebench.techniques.protocol import Batch, LossFunction
@@ -43,6 +44,8 @@ def train(
 ) -> None:
     """Take the budget's steps; the loss is the mean over the answer tokens of the whole batch.
 
+    The whole batch is that of all ranks.
+
     Raises:
         DivergedError: a loss was NaN or infinite.
     """
@@ -53,6 +56,7 @@ def train(
             tokens = sum(int(batch["attention_mask"].sum()) for batch in micro)
             optimizer.set_learning_rate(learning_rate(budget, step))
             value = accumulate(model, optimizer, micro, loss, techniques, meter)
+            tokens = int(total(tokens, micro[0]["input_ids"].device))
             del micro  # so that the memory of the optimizer's step does not depend on the batch
             with meter.part("optimizer"):
                 optimizer.step()
@@ -101,20 +105,21 @@ def accumulate(
     techniques: Sequence[Technique],
     meter: Meter,
 ) -> float:
-    """Add up the gradients of the micro-batches and return their loss.
+    """Add up the gradients of the micro-batches and return their loss, over all ranks.
 
     Every micro-batch is divided by the answer tokens of all of them together, so the gradient is
     that of the whole batch however unevenly the tokens fall.
     """
-    count = sum(answer_tokens(batch) for batch in micro)
-    total = 0.0
+    device = micro[0]["input_ids"].device
+    count = total(sum(answer_tokens(batch) for batch in micro), device)
+    summed = 0.0
     for batch in micro:
-        with meter.part("forward"), surrounding(techniques, batch["input_ids"].device.type):
+        with meter.part("forward"), surrounding(techniques, device.type):
             value = loss(model, batch) / count
         with meter.part("backward"):
             optimizer.backward(value)
-        total += float(value.detach())
-    return total
+        summed += float(value.detach())
+    return total(summed, device)
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:

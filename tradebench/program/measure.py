@@ -22,9 +22,11 @@ from tradebench.program.artifacts import SharedScores, write_items
 from tradebench.program.loop import Training
 from tradebench.program.model import load_model
 from tradebench.program.perform import Enter, Judges, Load, Materials, perform, prepare
+from tradebench.rank import Rank
 from tradebench.result import Heartbeat, Listener, Measurement, Outcome, Phase
 from tradebench.trial import Budget, Trial
 from tradebench.worlds.meters import Clock, MemoryMeter, Meter
+from tradebench.worlds.ranks import place, together
 
 if TYPE_CHECKING:
     from tradebench.program.evaluation import Scores
@@ -47,6 +49,13 @@ def measure(
         DivergedError: a loss was NaN or infinite.
         ContradictionError: a technique did not do what its settings say.
     """
+    with together(Rank.read()):
+        _measure(trial, outcome, repeat, directory, heartbeat)
+
+
+def _measure(
+    trial: Trial, outcome: Outcome, repeat: int, directory: Path, heartbeat: Listener
+) -> None:
     outcome.warnings += trial.cautions()
     outcome.phase = "load"
     heartbeat(Heartbeat(phase="load"))
@@ -134,9 +143,8 @@ class RealJudges:
         found = shared.read()
         if found is None:
             scores = self._score(model)
-            items = write_items(self.directory, f"{self.name}.before", scores.items)
-            shared.write(scores, items)
-            found = scores.measurements, items
+            found = scores.measurements, self._write(scores, "before")
+            shared.write(scores, found[1])
         measurements, self.outcome.artifacts["items_before"] = found
         for name, value in measurements.items():
             kind, rest = name.split(".", 1)
@@ -154,9 +162,12 @@ class RealJudges:
         """Score the trained model."""
         scores = self._score(model)
         self.outcome.measurements |= scores.measurements
-        self.outcome.artifacts["items_after"] = write_items(
-            self.directory, f"{self.name}.after", scores.items
-        )
+        self.outcome.artifacts["items_after"] = self._write(scores, "after")
+
+    def _write(self, scores: Scores, moment: str) -> str:
+        """Leave every item's outcome; where ranks evaluate together, all have the same."""
+        name = f"{self.name}.{moment}"
+        return write_items(self.directory, name, scores.items if place()[0] == 0 else None)
 
     def _score(self, model: nn.Module) -> Scores:
         assert self.evaluator is not None, "judges are asked only where there are tasks"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tradebench import configs, reference
 from tradebench.errors import UserError
+from tradebench.program.checkpoint import Checkpoint
 from tradebench.techniques import LoadRequest, Stage
 from tradebench.trial import Model, Trial
-from tradebench.worlds.skeleton import Absent, fill, leave_out
+from tradebench.worlds.ranks import place
+from tradebench.worlds.shares import keep_share, without_values
+from tradebench.worlds.shares import rows as rows_of
+from tradebench.worlds.skeleton import Absent, fill_by, fill_each, leave_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Rows of a tensor of this name and shape: the first of them, how many, and in room for how many.
+Rows = Callable[[str, torch.Size, int, int, int], Tensor]
 
 DEVIATION = 0.02  # of random weights, where a config names none: the default of transformers
 
@@ -26,15 +35,18 @@ def plan_loading(trial: Trial, device: str) -> LoadRequest:
     """What every technique together asks of the loading, in stage order."""
     compressing = any(trial.between(Stage.PRUNE, Stage.FACTOR))
     random = trial.model.weights == "random"
+    here = (place()[0], trial.ranks) if trial.in_shares else None
     request = LoadRequest(
         device=device,
         dtype=torch.float32,
         compute_dtype=torch.float32,
         # There is no checkpoint to quantize from while loading random weights.
-        dense_first=compressing or random,
-        drawn_late=random
+        dense_first=compressing or random or here is not None,
+        drawn_late=(random or here is not None)
         and not compressing
         and any(trial.between(Stage.QUANTIZE, Stage.QUANTIZE)),
+        place=here,
+        keep=_whole if here is None else partial(keep_share, place=here),
     )
     for part in trial.techniques:
         request = part.load(request)
@@ -49,33 +61,34 @@ def load_model(model: Model, request: LoadRequest) -> nn.Module:
     """
     transformers.utils.logging.disable_progress_bar()
     if model.weights == "random":
-        if request.drawn_late:
-            return _draw(lay_out(model, request), request.device)
-        return build_model(model, request.dtype, request.device)
+        return draw(lay_out(model, request), request)
+    if request.place is not None:
+        checkpoint = Checkpoint(source(model), model.revision or "main")
+        return read_shares(lay_out(model, request), checkpoint.rows, request)
     return _ready(_real_weights(model, request))
 
 
-def build_model(model: Model, dtype: torch.dtype, device: str) -> nn.Module:
-    """The model from its config alone, with random values; on `meta` with shapes only.
+def build_model(model: Model, dtype: torch.dtype) -> nn.Module:
+    """The model from its config alone, on `meta`, with shapes only.
 
     Raises:
         UserError: the config cannot be found or read.
     """
     config = _config(model)
-    with torch.device(device):
+    with torch.device("meta"):
         return _ready(
             AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
         )
 
 
 def lay_out(model: Model, request: LoadRequest) -> nn.Module:
-    """The model on `meta`, with shapes only; weights that are drawn late will be.
+    """The model on `meta`, with shapes only; random weights that are drawn late will be.
 
     Raises:
         UserError: the config cannot be found or read.
     """
-    skeleton: Any = build_model(model, request.dtype, "meta")
-    if request.drawn_late:
+    skeleton: Any = build_model(model, request.dtype)
+    if request.drawn_late and model.weights == "random":
         deviation = getattr(skeleton.config, "initializer_range", DEVIATION)
 
         def draw(meta: Tensor) -> Tensor:
@@ -86,17 +99,57 @@ def lay_out(model: Model, request: LoadRequest) -> nn.Module:
     return skeleton  # type: ignore[no-any-return]  # transformers makes its classes at run time
 
 
-def _draw(skeleton: Any, device: str) -> nn.Module:
-    """Give random values to everything but the weights that are absent, in place."""
-    with torch.device(device):
-        fill(skeleton)
-        for layer in skeleton.modules():
-            if isinstance(layer, Absent):
-                vars(layer)["_is_hf_initialized"] = True  # so that transformers leaves it alone
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        skeleton.init_weights()
+def draw(skeleton: Any, request: LoadRequest) -> nn.Module:
+    """Give random values to everything but the weights that are absent, in place.
+
+    Every rank draws all of them, one module at a time, and keeps its share: so the model is the
+    same however many ranks there are.
+    """
+
+    def start(module: nn.Module) -> None:
+        if not isinstance(module, Absent):
+            skeleton._initialize_weights(module)
+        elif module.bias is not None:
+            nn.init.zeros_(module.bias)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # for ties
+
+    with torch.device(request.device):
+        fill_each(skeleton, start, request.keep)
     return skeleton  # type: ignore[no-any-return]  # transformers makes its classes at run time
+
+
+def read_shares(skeleton: Any, rows: Rows, request: LoadRequest) -> nn.Module:
+    """Read this rank's rows of every parameter of a skeleton, in place.
+
+    The weights of layers that will be quantized are read whole, each when it is asked for.
+    """
+    here = request.place
+    assert here is not None, "shares are those of a rank"
+    names = {parameter: name for name, parameter in skeleton.named_parameters()}
+
+    def whole(meta: Tensor) -> Tensor:
+        count = meta.shape[0]
+        return rows(names[meta], meta.shape, 0, count, count).to(request.device, meta.dtype)
+
+    def share(name: str, meta: Tensor) -> Tensor:
+        if not isinstance(meta, nn.Parameter):
+            return torch.empty(meta.shape, dtype=meta.dtype)
+        found = rows(name, meta.shape, *rows_of(meta.shape[0], here))
+        return without_values(meta, found.to(request.device, meta.dtype))
+
+    late = leave_out(skeleton, whole) if request.drawn_late else []
+    for linear in late:
+        vars(linear)["_is_hf_initialized"] = True  # so that transformers leaves it alone
+    with torch.device(request.device):
+        fill_by(skeleton, share)
+        skeleton.init_weights()  # of what is in no checkpoint, such as rotary frequencies
+    return skeleton  # type: ignore[no-any-return]  # transformers makes its classes at run time
+
+
+def _whole(module: nn.Module) -> nn.Module:
+    return module
 
 
 def stored_dtype(model: Model) -> torch.dtype | None:

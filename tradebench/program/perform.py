@@ -25,6 +25,7 @@ from tradebench.result import Phase
 from tradebench.techniques import LoadRequest, Optimizer, Stage
 from tradebench.trial import Model, Trial
 from tradebench.worlds.meters import Meter
+from tradebench.worlds.ranks import place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,13 +116,15 @@ def perform(
     with enter("compress"), meter.phase("compress"):
         for part in trial.between(Stage.LOAD, Stage.QUANTIZE):
             model = part.model(model, request)
+        if trial.sharded:
+            # What is evaluated before training is in shares as well: no rank could hold it whole.
+            model = _finish(trial, model, request, seed)
     if materials.evaluator is not None:
         with enter("evaluate_before"), meter.phase("evaluate_before"):
             judges.before(model)
     with enter("train") as listen, meter.phase("train"):
-        torch.manual_seed(seed)
-        for part in trial.between(Stage.ADAPT, Stage.FEED):
-            model = part.model(model, request)
+        if not trial.sharded:
+            model = _finish(trial, model, request, seed)
         meter.holds("weights", model.parameters())
         # Before an optimizer that drops each gradient once it is accumulated.
         meter.trains(parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -143,8 +146,16 @@ def perform(
     return training
 
 
+def _finish(trial: Trial, model: nn.Module, request: LoadRequest, seed: int) -> nn.Module:
+    """Apply what follows compression: the model as it is trained."""
+    torch.manual_seed(seed)
+    for part in trial.between(Stage.ADAPT, Stage.FEED):
+        model = part.model(model, request)
+    return model
+
+
 def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
-    """The micro-batches of training, as the trial's techniques change them."""
+    """The micro-batches that this rank trains on, as the trial's techniques change them."""
     stream = data.batches(
         materials.examples,
         trial.budget,
@@ -152,6 +163,7 @@ def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
         seed,
         materials.device,
         partial(arranged, trial),
+        place(),
     )
     for part in trial.techniques:
         stream = part.batches(stream)

@@ -105,8 +105,10 @@ class Template:
         """
         request = {
             "directory": str(job.directory),
-            "log": str(job.log),
+            "logs": [str(job.log_of(rank)) for rank in range(job.ranks)],
             "isolation": isolation,
+            "patience": job.patience,
+            "launcher": list(job.launcher),
             "variables": dict(variables),
         }
         try:

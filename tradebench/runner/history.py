@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tradebench import store
 from tradebench.result import Environment, Result, Status
+from tradebench.runner.ending import adopted, key
 
 # The others (`killed`, and no Result at all) say nothing about the point, so it runs again.
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "diverged", "skipped", "failed", "timeout"})
@@ -38,7 +37,7 @@ class History:
         self._others = [
             _by_point(attempts) for name, attempts in run.writers.items() if name != writer
         ]
-        self._stored = {_key(result) for result in mine}
+        self._stored = {key(result) for result in mine}
         self._attempts: dict[tuple[str, int], int] = {}
         for result in run.attempts:
             if result.kind == "measured":
@@ -84,7 +83,7 @@ class History:
 
     def add(self, result: Result) -> None:
         """Take note of a Result that has been stored."""
-        self._stored.add(_key(result))
+        self._stored.add(key(result))
         self._last[result.trial, result.repeat] = result
         self._count(result.trial, result.repeat, result.attempt)
 
@@ -92,8 +91,8 @@ class History:
         """Results that a worker finished while nobody was left to store them."""
         found = []
         for folder in sorted(self.files.glob("work/*.*.*")):
-            result = read_result(folder)
-            if result is not None and _key(result) not in self._stored:
+            result = adopted(folder)
+            if result is not None and key(result) not in self._stored:
                 found.append(result)
         return found
 
@@ -107,22 +106,9 @@ class History:
         self._attempts[point] = max(attempt, self._attempts.get(point, -1))
 
 
-def read_result(folder: Path) -> Result | None:
-    """The Result that a worker has left in its `folder`, if it is whole and of this attempt."""
-    try:
-        result = Result.model_validate_json((folder / "result.json").read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return result if _key(result) == folder.name else None
-
-
 def _by_point(attempts: Iterable[Result]) -> dict[tuple[str, int], Result]:
     return {
         (trial, repeat): result
         for (kind, trial, repeat), result in store.last(attempts).items()
         if kind == "measured"
     }
-
-
-def _key(result: Result) -> str:
-    return f"{result.trial}.{result.repeat}.{result.attempt}"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tradebench import store
+from tradebench.rank import PATIENCE_SECONDS
 from tradebench.result import Environment, Phase, digest
 
 Isolation = Literal["fork", "exec"]
@@ -46,7 +47,10 @@ class Job(BaseModel):
     `run` is where files beside the Result go, absolute: the run directory or the writer's folder in
     it. `program` names a function as `module:function`, and
     `preload` what is imported before the memory cap counts. `silence` holds, per phase, the
-    seconds without a heartbeat after which the trial counts as hung.
+    seconds without a heartbeat after which the trial counts as hung. It is made by so many `ranks`
+    together, each with `threads` of its own; one that keeps the others waiting for more than
+    `patience` seconds counts as hung. `launcher` is a command that starts them in the runner's
+    place, on several machines that share the run directory; its workers send no heartbeats.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -64,6 +68,8 @@ class Job(BaseModel):
     memory_cap: int | None = None
     timeout: float | None = None
     silence: Mapping[Phase | Literal["start"], float] = SILENCE
+    patience: float = PATIENCE_SECONDS
+    launcher: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -77,13 +83,22 @@ class Job(BaseModel):
 
     @property
     def log(self) -> Path:
-        """What the worker prints."""
-        return self.run / "logs" / f"{self.key}.txt"
+        """What the worker prints, or the first of several."""
+        return self.log_of(0)
+
+    def log_of(self, rank: int) -> Path:
+        """What the worker of this rank prints."""
+        return self.run / self.artifacts[_of_rank("log", rank)]
 
     @property
     def artifacts(self) -> dict[str, str]:
         """The files that every attempt leaves, relative to `run`."""
-        return {"log": f"logs/{self.key}.txt"}
+        names = [_of_rank(self.key, rank) for rank in range(self.ranks)]
+        return {_of_rank("log", rank): f"logs/{name}.txt" for rank, name in enumerate(names)}
+
+    def result(self, rank: int = 0) -> Path:
+        """Where the worker of this rank leaves its Result."""
+        return self.directory / f"{_of_rank('result', rank)}.json"
 
     def write(self) -> None:
         """Lay the job down for a worker."""
@@ -94,3 +109,8 @@ class Job(BaseModel):
     def read(cls, directory: Path) -> Job:
         """The job that lies in `directory`."""
         return cls.model_validate_json((directory / "job.json").read_bytes())
+
+
+def _of_rank(name: str, rank: int) -> str:
+    """A name for one of several; the first has that of one alone."""
+    return f"{name}.rank{rank}" if rank else name

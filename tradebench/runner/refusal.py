@@ -5,13 +5,15 @@ from __future__ import annotations
 from tradebench import environment
 from tradebench.trial import Trial
 
-PROCESSES = 1  # that a run gives to each trial
+CPU_RANKS = 8  # that share one machine without a GPU: each holds its own imports, and a thread
 
 
-def refuse(trial: Trial, *, gpu: bool | None = None) -> tuple[str, ...]:
+def refuse(trial: Trial, *, launched: bool = False, gpu: bool | None = None) -> tuple[str, ...]:
     """Every reason not to run a trial, each with its remedy; none where it can run.
 
-    `gpu` says whether there is a GPU where it would run, if that is not this machine.
+    Where ranks are `launched` by someone else, nobody here knows how many there is room for. `gpu`
+    says whether there is a GPU where it would run, if that is a cluster and not this machine; a
+    cluster says itself what it has no room for.
     """
     reasons = trial.conflicts()
     if not (environment.gpu() is not None if gpu is None else gpu):
@@ -21,9 +23,18 @@ def refuse(trial: Trial, *, gpu: bool | None = None) -> tuple[str, ...]:
             if part.cuda_only is not None
         )
     reasons += tuple(reason for part in trial.techniques if (reason := part.missing()) is not None)
-    if trial.ranks > PROCESSES:
+    places, what = _places()
+    if trial.ranks > places and not launched and gpu is None:
         reasons += (
-            f"{trial.label} needs {trial.ranks} processes, and a run has {PROCESSES}; "
+            f"{trial.label} needs {trial.ranks} processes, and {what}; "
             "predict it with tradebench plan",
         )
     return reasons
+
+
+def _places() -> tuple[int, str]:
+    """How many ranks this machine has room for, in words as well."""
+    gpus = environment.gpus()
+    if gpus == 0:
+        return CPU_RANKS, f"a run without a GPU has {CPU_RANKS} at most"
+    return gpus, f"this machine has {gpus} GPU{'s' * (gpus > 1)}"

@@ -20,10 +20,11 @@ from typing import Any
 from tradebench import environment, store
 from tradebench.result import Environment, Heartbeat, Measurement, Phase, Result
 from tradebench.runner import verdict
+from tradebench.runner.ending import concluded
 from tradebench.runner.engines import Beat, Ended, Engine, Event, Started
 from tradebench.runner.engines.local import LocalEngine
 from tradebench.runner.engines.places import Places, here
-from tradebench.runner.history import History, read_result
+from tradebench.runner.history import History
 from tradebench.runner.interruption import first_interruption
 from tradebench.runner.job import SILENCE, Job
 from tradebench.runner.observer import Observer, Summary
@@ -265,10 +266,13 @@ class _Sweep:
             preload=options.preload,
             environment=_shared(point.environment, engine.jobs),
             ranks=trial.ranks,
-            threads=options.threads or _default_threads(),
+            # Ranks on one machine share its cores.
+            threads=options.threads or (1 if trial.ranks > 1 else _default_threads()),
             memory_cap=options.memory_cap,
             timeout=options.timeout,
             silence=options.silence,
+            patience=options.patience,
+            launcher=options.launcher if trial.ranks > 1 else (),
         )
         job.write()
         self._event("started", trial.id, job.repeat, job.attempt, isolation=engine.isolation)
@@ -300,7 +304,7 @@ class _Sweep:
             silent = job.silence.get(phase or "start", SILENCE[phase or "start"])
             if job.timeout is not None and now - flight.began > job.timeout:
                 flight.ended_by = verdict.of_timeout(job.timeout, phase)
-            elif now - flight.heard > silent:
+            elif now - flight.heard > silent and not job.launcher:
                 flight.ended_by = verdict.of_silence(silent, phase, flight.beat)
             else:
                 continue
@@ -310,9 +314,9 @@ class _Sweep:
         """Turn the end of an attempt into a stored Result, and queue the point again if due."""
         point, job = flight.point, flight.job
         del self._flights[job.key]
-        result, cause = read_result(job.directory), None
-        if result is None:
-            found = flight.ended_by or verdict.of_end(ended, job, flight.phase)
+        result, cause = concluded(job, ended), None
+        if not isinstance(result, Result):
+            found = flight.ended_by or verdict.of_end(ended, job, flight.phase, result)
             cause = found.cause
             result = self._obituary(flight, found, ended, engine)
             point.tries[cause] += 1

@@ -10,13 +10,13 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tradebench.errors import UserError
 from tradebench.result import DivergedError, Heartbeat, Phase, Status
-from tradebench.runner.engines import Ended
+from tradebench.runner.engines import Death, Ended
 from tradebench.runner.job import Job
 
 Cause = Literal[
@@ -132,8 +132,11 @@ def of_bytes(held: int, cap: int, phase: Phase | None) -> Verdict:
     return Verdict(cause="oom_host", reason=reason)
 
 
-def of_end(ended: Ended, job: Job, phase: Phase | None) -> Verdict:
-    """What the end of an attempt that left no Result means, from how its process went."""
+def of_end(ended: Ended, job: Job, phase: Phase | None, rank: int | None = None) -> Verdict:
+    """What the end of an attempt that left no Result means, from how its process went.
+
+    Of several ranks, `rank` is the one that made the others fail.
+    """
     if ended.cause == "lost":
         said = ended.said or "its guard is gone"
         return Verdict(cause="lost", reason=f"lost {doing(phase)}: {said}")
@@ -143,12 +146,23 @@ def of_end(ended: Ended, job: Job, phase: Phase | None) -> Verdict:
         return Verdict(cause="error", reason=f"{doing(phase)}: {ended.said}")
     if ended.cause == "memory_cap":
         return of_bytes(ended.held_bytes or 0, job.memory_cap or 0, phase)
-    last_words = last_line(job.log)
-    if ended.signal is not None:
+    if rank is not None and rank in ended.left:
+        reason = f"hang {doing(phase)}: rank {rank} kept the others waiting for {job.patience:g} s"
+        return Verdict(cause="hang", reason=reason)
+    death = next((death for death in ended.deaths if death.rank == rank), ended)
+    found = _of_death(death, ended.cause == "memory_kill", last_line(job.log_of(rank or 0)), phase)
+    return found if rank is None else replace(found, reason=f"rank {rank}: {found.reason}")
+
+
+def _of_death(
+    death: Death | Ended, no_memory: bool, last_words: str, phase: Phase | None
+) -> Verdict:
+    if death.signal is not None:
         # C++ code that cannot allocate ends in abort() after naming the exception.
-        no_memory = ended.cause == "memory_kill" or "std::bad_alloc" in last_words
-        return of_signal(ended.signal, phase, no_memory=no_memory, said=ended.said)
-    return of_exit(ended.exit or 0, phase, last_words)
+        no_memory = no_memory or "std::bad_alloc" in last_words
+        said = death.said if isinstance(death, Ended) else None
+        return of_signal(death.signal, phase, no_memory=no_memory, said=said)
+    return of_exit(death.exit or 0, phase, last_words)
 
 
 def last_line(log: Path, longest: int = 300) -> str:

@@ -1,8 +1,9 @@
 """The worker: makes the one attempt that a job describes and leaves a Result beside it.
 
-`python -m tradebench.runner.worker DIRECTORY FD` in a fresh interpreter, or `main` in a fork of
+`python -m tradebench.runner.worker DIRECTORY [FD]` in a fresh interpreter, or `main` in a fork of
 the template; either way under a guard. Heartbeats go to the pipe FD, the Result to `result.json`,
-and nothing that the trial prints is ever parsed.
+and nothing that the trial prints is ever parsed. A trial of several ranks has a worker for each,
+and each leaves a Result.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tradebench import environment, store
+from tradebench.rank import Rank
 from tradebench.result import (
     Environment,
     Heartbeat,
@@ -64,12 +66,14 @@ def main(directory: Path, beats: int, isolation: Isolation) -> NoReturn:
             "seconds": round(time.monotonic() - began, 6),
         }
     )
-    store.write_text(directory / "result.json", result.to_json() + "\n")
+    rank = Rank.read()
+    store.write_text(job.result(rank.number), result.to_json() + "\n")
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     # An interpreter with torch in it takes 1.5 s to tear down, and may hang doing so.
-    os._exit(0)
+    # Of several, the others are told by this that they need not wait.
+    os._exit(int(result.status != "ok" and rank.of > 1))
 
 
 def attempt(job: Job, trial: Trial, outcome: Outcome, beats: int) -> None:
@@ -96,7 +100,8 @@ def prepare(job: Job, beats: int) -> Callable[..., None]:
     if torch is not None:
         torch.set_num_threads(job.threads)
     process.reset_peak_memory()
-    tell(beats, {"phase": "load", "baseline": process.memory("RssAnon", "RssShmem")})
+    rank = Rank.read().number
+    tell(beats, {"phase": "load", "baseline": process.memory("RssAnon", "RssShmem"), "rank": rank})
     if job.memory_cap is not None:
         cap_memory(job.memory_cap)
     if changed := rewritten():
@@ -202,4 +207,6 @@ def surroundings(job: Job) -> Environment:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), "exec")
+    # Nobody hears the beats of what a launcher has started.
+    pipe = int(sys.argv[2]) if len(sys.argv) > 2 else os.open(os.devnull, os.O_WRONLY)
+    main(Path(sys.argv[1]), pipe, "exec")

@@ -36,6 +36,11 @@ class FourBit(Technique):
         """`nf4`, or `nf4 double` where the scales are quantized too."""
         return f"{self.method} double" if self.double else self.method
 
+    @property
+    def piecemeal(self) -> bool:
+        """Every layer is quantized by itself."""
+        return True
+
     def conflicts(self, trial: Trial) -> list[str]:
         """Packed weights cannot be trained themselves."""
         if trial.method("adapters") is None:
@@ -90,7 +95,7 @@ class FourBit(Technique):
                 module=packed,
             ).to(request.device)
             packed.bias = linear.bias
-            return packed  # type: ignore[no-any-return]  # bitsandbytes is untyped
+            return request.keep(packed)
 
         if request.quantization is None:
             replace_linears(model, quantize)

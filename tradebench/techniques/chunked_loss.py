@@ -20,6 +20,7 @@ from tradebench.techniques.protocol import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from tradebench.techniques.protocol import Batch, Effect, LossFunction
@@ -50,9 +51,10 @@ class ChunkedLoss(Technique):
                 getattr(head, "largest_chunk", 0), *map(len, hidden.split(self.tokens))
             )
             total = torch.zeros((), device=hidden.device)
-            for states, targets in zip(
-                hidden.split(self.tokens), labels.split(self.tokens), strict=True
-            ):
+            chunks = [*zip(hidden.split(self.tokens), labels.split(self.tokens), strict=True)]
+            # A sharded head is put together for every chunk, which takes all ranks.
+            chunks += [(hidden[:0], labels[:0])] * (_most(len(chunks), hidden.device) - len(chunks))
+            for states, targets in chunks:
                 total = total + checkpoint(chunk_loss, head, states, targets, use_reentrant=False)
             return total
 
@@ -67,6 +69,18 @@ class ChunkedLoss(Technique):
                 f"chunks of {self.tokens} tokens were asked for, but the largest had {largest}"
             )
         return {"largest_chunk": largest}
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The largest of what all ranks have."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return count
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return max(count, int(most))  # in the fake world nobody answers
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.protocol import (
+    SHARE,
+    ContradictionError,
+    LoadRequest,
+    Stage,
+    Technique,
+)
 from tradebench.techniques.targets import decoder_layers
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
 
     from tradebench.techniques.protocol import Effect
@@ -72,6 +80,12 @@ class FSDP2(Technique):
         notes = []
         if trial.method("quantization") in ("nf4", "fp4"):
             notes.append("scales of 4 bit weights are not sharded: every process holds all of them")
+        if self.degree > 1 and not trial.in_shares:
+            whole = [part.label for part in trial.techniques if not part.piecemeal]
+            notes.append(
+                f"{' and '.join(whole)} looks at whole weights: every process loads the whole "
+                "model before it is sharded"
+            )
         if self.degree > 1:
             notes.append(
                 "every process trains on batches of its own: an optimizer step takes "
@@ -86,10 +100,12 @@ class FSDP2(Technique):
         import torch
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
+            FSDPModule,
             MixedPrecisionPolicy,
             OffloadPolicy,
             fully_shard,
         )
+        from transformers import PreTrainedModel
 
         settings: dict[str, Any] = {
             "mesh": _mesh(self.degree, request.device),
@@ -102,7 +118,17 @@ class FSDP2(Technique):
             ),
         }
         for unit in _units(model):
+            shares = _taken_out(unit)
             fully_shard(unit, **settings)
+            _put_in(unit, shares, self.offload)
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                # So that no rank ends a generation while another one still needs its layers.
+                part._is_fsdp_managed_module = True
+            if isinstance(part, FSDPModule) and self.degree > 1:
+                # Each loss is divided by the tokens of all ranks already.
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
         model.register_forward_hook(partial(_drop_gathered, self.reshard))
         return model
 
@@ -146,6 +172,66 @@ def _units(model: Any) -> list[nn.Module | list[nn.Module]]:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     ends = [[embedding, head]] if embedding.weight is head.weight else [embedding, head]
     return [*decoder_layers(model), *ends, model.get_decoder()]
+
+
+Shares = dict[tuple[int, str], "Tensor"]  # by module and the name of a parameter there
+
+
+def _taken_out(unit: nn.Module | list[nn.Module]) -> Shares:
+    """What a rank has loaded of a unit; parameters without values go to `meta` in the meantime."""
+    import torch
+    from torch import nn
+
+    shares: Shares = {}
+    empty: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay one
+    for module in _modules(unit):
+        for name, parameter in module._parameters.items():
+            share = getattr(parameter, SHARE, None)
+            if parameter is None or share is None:
+                continue
+            if parameter not in empty:
+                shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                empty[parameter] = nn.Parameter(shape, requires_grad=parameter.requires_grad)
+            module._parameters[name] = empty[parameter]
+            shares[id(module), name] = share
+    return shares
+
+
+def _put_in(unit: nn.Module | list[nn.Module], shares: Shares, offload: bool) -> None:
+    """Let the sharded parameters of a unit have what the rank has loaded of them.
+
+    torch would have them filled where they lie, by copies, and pad those copies once more.
+    """
+    from torch import nn
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in _modules(unit):
+        if not isinstance(module, FSDPModule):
+            continue
+        for group in module._get_fsdp_state()._fsdp_param_groups:
+            for each in group.fsdp_params:
+                place = each._module_info
+                share = shares.pop((id(place.module), place.param_name), None)
+                if share is None:
+                    continue
+                if offload:
+                    share = to_host(share)
+                local = share[: each.sharded_size[0]]
+                each._sharded_param_data = share.view(-1)
+                each.sharded_param = nn.Parameter(
+                    each.to_sharded_dtensor(local), requires_grad=each.sharded_param.requires_grad
+                )
+                each._setattr_on_modules(each.sharded_param)
+
+
+def to_host(share: Tensor) -> Tensor:
+    """A copy in the host's memory; on a CPU the share itself, which lies there."""
+    return share if share.device.type == "cpu" else share.cpu().pin_memory()
+
+
+def _modules(unit: nn.Module | list[nn.Module]) -> Iterator[nn.Module]:
+    for part in unit if isinstance(unit, list) else [unit]:
+        yield from part.modules()
 
 
 def _mesh(degree: int, device: str) -> DeviceMesh:

@@ -60,6 +60,11 @@ class Lora(PeftAdapter):
         words += ["merged"] if self.merge else []
         return " ".join(words)
 
+    @property
+    def piecemeal(self) -> bool:
+        """DoRA and PiSSA start from the weights."""
+        return self.method in ("lora", "rslora")
+
     def settings(self) -> dict[str, Any]:
         """The fields as JSON; dropout and format only where not as usual, as in Results of old."""
         fields = super().settings()

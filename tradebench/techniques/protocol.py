@@ -54,8 +54,10 @@ class LoadRequest:
 
     `dtype` is what parameters are stored in, `compute_dtype` what matrix products run in.
     `dense_first` says that a technique before quantization needs dense weights, so nothing may be
-    quantized while loading. `drawn_late` says that random weights of the decoder's linear layers
-    are drawn one by one, as quantization asks for them, so that they never exist all at once.
+    quantized while loading. `drawn_late` says that weights of the decoder's linear layers are drawn
+    or read one by one, as quantization asks for them, so that they never exist all at once. `place`
+    says which rank loads, and of how many, where each keeps a share of every parameter and no more;
+    a layer that takes another's place is then to be passed through `keep`.
     `calibration` starts a stream of training batches, the same one each time, for techniques that
     look at activations before they change weights.
     """
@@ -65,6 +67,8 @@ class LoadRequest:
     compute_dtype: torch.dtype
     dense_first: bool = False
     drawn_late: bool = False
+    place: tuple[int, int] | None = None
+    keep: Callable[[nn.Module], nn.Module] = lambda module: module
     quantization: QuantizationConfigMixin | None = None
     calibration: Callable[[], Iterator[Batch]] = lambda: iter(())
 
@@ -101,6 +105,9 @@ if TYPE_CHECKING:
     LossFunction = Callable[[nn.Module, Batch], Tensor]
     Effect = dict[str, Any]
 
+
+# The attribute of a parameter without values: a rank's rows of it, as many as the first rank has.
+SHARE = "share"
 
 IGNORED = -100  # the label of a token that carries no loss, as everywhere in torch
 
@@ -228,6 +235,15 @@ class Technique(BaseModel):
     def ranks(self) -> int:
         """How many processes it takes to apply this technique."""
         return 1
+
+    @property
+    def piecemeal(self) -> bool:
+        """Whether it works on a model of which a rank holds no whole weight.
+
+        It then goes by shapes alone, or through the weights of linear layers one at a time. What is
+        applied before compression or after adapters are there looks at no weight.
+        """
+        return not Stage.PRUNE <= self.stage <= Stage.ADAPT
 
     # Before torch is imported.
 

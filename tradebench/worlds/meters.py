@@ -23,6 +23,7 @@ from tradebench.worlds.process import (
     reset_process_peak,
 )
 from tradebench.worlds.profiler import Profiler
+from tradebench.worlds.ranks import calm, place
 from tradebench.worlds.shards import ShardTracker
 
 THREADED_LOADING = "HF_DEACTIVATE_ASYNC_LOAD"
@@ -59,14 +60,17 @@ class Meter(Protocol):
 class MemoryMeter:
     """Counts tensor bytes by category and phase; on a CPU, torch's profiler counts beside it.
 
-    Fake tensors take no memory, so the profiler would find none.
+    Fake tensors take no memory, so the profiler would find none. Between ranks on a CPU it would
+    also find what gloo's threads hold, at moments that they choose.
     """
 
     def __init__(
         self, device: str, *, fake: bool = False, tracker: ShardTracker | None = None
     ) -> None:
         self.tracker = tracker or ShardTracker(device)
-        self.profiler = Profiler() if device == "cpu" and not fake else None
+        real = device == "cpu" and not fake
+        self.several = real and place()[1] > 1
+        self.profiler = Profiler() if real and not self.several else None
         self.peaks: dict[str, int] = {}
         self.parts: dict[Part, int] = {}  # the peak of each part of a training step
         self.start = 0  # bytes at the beginning of training
@@ -79,7 +83,7 @@ class MemoryMeter:
         before = os.environ.get(THREADED_LOADING)
         os.environ[THREADED_LOADING] = "1"
         try:
-            with self.profiler or nullcontext(), self.tracker:
+            with self.profiler or nullcontext(), self.tracker, calm(self.several):
                 yield
         finally:
             del os.environ[THREADED_LOADING]

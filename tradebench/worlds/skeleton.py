@@ -7,7 +7,8 @@ checkpoint, or drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,22 +53,55 @@ def fill(skeleton: nn.Module, stored: torch.dtype | None = None) -> nn.Module:
     The tensors hold whatever is in memory; ties stay ties. `stored` is the format of the checkpoint
     from which they come, None where they come from nowhere. Weights that are absent stay absent.
     """
+    return fill_by(skeleton, lambda name, meta: read(meta, stored))
+
+
+def fill_by(skeleton: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """Put `make(name, meta)` in the place of every meta tensor, in the order of a checkpoint.
+
+    Ties stay ties, by the name that comes first. Weights that are absent stay absent.
+    """
     filled: dict[Tensor, Tensor] = {}
     places = [
-        (f"{path}.{name}", tensors, name)
+        (f"{path}.{name}" if path else name, tensors, name)
         for path, module in skeleton.named_modules()
-        for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None
-        and tensor.device.type == "meta"
-        and not (name == "weight" and isinstance(module, Absent))
+        for tensors, name in _missing(module)
     ]
-    for _, tensors, name in sorted(places, key=lambda place: _natural(place[0])):
+    for path, tensors, name in sorted(places, key=lambda place: _natural(place[0])):
         meta = tensors[name]
         if meta not in filled:
-            filled[meta] = read(meta, stored)
+            filled[meta] = make(path, meta)
         tensors[name] = filled[meta]
     return skeleton
+
+
+def fill_each(
+    skeleton: nn.Module,
+    start: Callable[[nn.Module], object],
+    keep: Callable[[nn.Module], object],
+) -> nn.Module:
+    """Fill a skeleton module by module, in place: give it values by `start`, then `keep` it.
+
+    What is kept may be less. Ties stay ties; weights that are absent stay absent.
+    """
+    filled: dict[Tensor, Tensor] = {}
+    for module in skeleton.modules():
+        metas = [(tensors, name, tensors[name]) for tensors, name in _missing(module)]
+        for tensors, name, meta in metas:
+            tensors[name] = filled[meta] if meta in filled else read(meta, None)
+        start(module)
+        keep(module)
+        filled |= {meta: tensors[name] for tensors, name, meta in metas}
+    return skeleton
+
+
+def _missing(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """The places of a module's own tensors that have no values yet."""
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
+            absent = name == "weight" and isinstance(module, Absent)
+            if tensor is not None and tensor.device.type == "meta" and not absent:
+                yield tensors, name
 
 
 def read(meta: Tensor, stored: torch.dtype | None) -> Tensor:

@@ -12,13 +12,14 @@ from tradebench.runner.job import Isolation, Job
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The attempt `key` has a process, `pid`, on the machine where it runs.
+    """The attempt `key` has a process, `pid`, for this rank on the machine where it runs.
 
     `environment` is that machine's, where it is not the supervisor's own.
     """
 
     key: str
     pid: int
+    rank: int = 0
     environment: Environment | None = None
 
 
@@ -31,12 +32,23 @@ class Beat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Death:
+    """The process of a rank ended by `exit` code or by `signal`."""
+
+    rank: int
+    exit: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended:
     """The attempt `key` has no process left.
 
     It ended by `exit` code or by `signal`. `cause` is what the engine itself knows: it killed the
     attempt because it held `held_bytes`, a memory killer took it, it lost sight of it, found no
-    machine for it, or found one that could not start it. `said` is what it says of that.
+    machine for it, or found one that could not start it; `said` is what it says of that. Of several
+    ranks that is what the first to end badly did; `deaths` has all that ended by themselves in that
+    order, and `left` names those that were still there then and were ended.
     """
 
     key: str
@@ -45,6 +57,8 @@ class Ended:
     cause: Literal["memory_cap", "memory_kill", "lost", "unplaced", "broken"] | None = None
     held_bytes: int | None = None
     said: str | None = None
+    deaths: tuple[Death, ...] = ()
+    left: tuple[int, ...] = ()
 
 
 Event = Started | Beat | Ended

@@ -16,7 +16,7 @@ from tradebench.errors import UserError
 from tradebench.result import Heartbeat
 from tradebench.runner import process
 from tradebench.runner.client import Template, TemplateError
-from tradebench.runner.engines import Beat, Ended, Event, Started
+from tradebench.runner.engines import Beat, Death, Ended, Event, Started
 from tradebench.runner.engines.places import Place, Places, available_memory
 from tradebench.runner.job import PRELOAD, Isolation, Job
 
@@ -44,9 +44,10 @@ class _Flight:
     lifeline: int
     report: int
     beats: int
-    pid: int | None = None
-    baseline: int | None = None
-    status: int | None = None
+    pids: dict[int, int] = field(default_factory=dict)  # by rank, as all that follow
+    baselines: dict[int, int] = field(default_factory=dict)
+    deaths: list[tuple[int, int]] = field(default_factory=list)  # ranks and their wait statuses
+    left: tuple[int, ...] = ()
     held: int | None = None
     cancelled: float | None = None
     unread: dict[int, bytes] = field(default_factory=dict)
@@ -208,28 +209,32 @@ class LocalEngine:
                 continue
             message = json.loads(line)
             if "pid" in message:
-                flight.pid = message["pid"]
-                yield Started(key=flight.job.key, pid=message["pid"])
+                flight.pids[message["rank"]] = message["pid"]
+                yield Started(key=flight.job.key, **message)
             else:
-                flight.status = message["status"]
+                flight.deaths = [(rank, status) for rank, status in message["deaths"]]
+                flight.left = tuple(message["ended"])
 
     def _beat(self, flight: _Flight, message: dict[str, Any]) -> Beat:
+        rank = message.pop("rank", 0)
         if "baseline" in message:
-            flight.baseline = message.pop("baseline")
+            flight.baselines[rank] = message.pop("baseline")
         return Beat(key=flight.job.key, heartbeat=Heartbeat(**message))
 
     def _watch_memory(self, flight: _Flight) -> None:
-        """End a trial that holds more than its cap by ways that the rlimit does not count."""
+        """End a trial of which a rank holds more than its cap by ways that no rlimit counts."""
         cap = flight.job.memory_cap
-        alone = self.jobs == 1
-        if flight.baseline is None or flight.cancelled is not None or (cap is None and alone):
+        if flight.cancelled is not None or (cap is None and self.jobs == 1):
             return
-        with suppress(OSError):
-            held = process.memory("RssAnon", "RssShmem", pid=flight.pid or 0)
-            self._most_held = max(self._most_held, held)
-            if cap is not None and held - flight.baseline > cap:
-                flight.held = held - flight.baseline
-                self.cancel(flight.job.key)
+        total = 0
+        for rank, baseline in flight.baselines.items():
+            with suppress(OSError):
+                held = process.memory("RssAnon", "RssShmem", pid=flight.pids.get(rank, 0))
+                total += held
+                if cap is not None and held - baseline > cap:
+                    flight.held = held - baseline
+                    self.cancel(flight.job.key)
+        self._most_held = max(self._most_held, total)
 
     def _end(self, flight: _Flight) -> Ended:
         del self._flights[flight.job.key]
@@ -240,16 +245,30 @@ class LocalEngine:
             os.close(pipe)
         if flight.cancelled is None:
             os.close(flight.lifeline)
-        key, status = flight.job.key, flight.status
-        if status is None:
+        key = flight.job.key
+        if not flight.deaths:
             return Ended(key=key, cause="lost")
         if flight.held is not None:
             return Ended(key=key, cause="memory_cap", held_bytes=flight.held)
-        if os.WIFSIGNALED(status):
-            cause: Literal["memory_kill"] | None = None
-            if process.out_of_memory_kills() > self._memory_kills:
-                # The kernel counts, and does not name: a kill explains the death of one trial.
-                self._memory_kills += 1
-                cause = "memory_kill"
-            return Ended(key=key, signal=os.WTERMSIG(status), cause=cause)
-        return Ended(key=key, exit=os.WEXITSTATUS(status))
+        deaths = [_death(rank, status) for rank, status in flight.deaths]
+        first = next((death for death in deaths if death.signal or death.exit), deaths[0])
+        own = [death for death in deaths if death.rank not in flight.left]
+        cause: Literal["memory_kill"] | None = None
+        if first.signal and process.out_of_memory_kills() > self._memory_kills:
+            # The kernel counts, and does not name: a kill explains the death of one trial.
+            self._memory_kills += 1
+            cause = "memory_kill"
+        return Ended(
+            key=key,
+            exit=first.exit,
+            signal=first.signal,
+            cause=cause,
+            deaths=() if flight.job.launcher else tuple(own),
+            left=flight.left,
+        )
+
+
+def _death(rank: int, status: int) -> Death:
+    if os.WIFSIGNALED(status):
+        return Death(rank=rank, signal=os.WTERMSIG(status))
+    return Death(rank=rank, exit=os.WEXITSTATUS(status))

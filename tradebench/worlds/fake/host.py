@@ -21,7 +21,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from tradebench.techniques import activation_offload, adamw
+from tradebench.techniques import activation_offload, adamw, fsdp2
 from tradebench.techniques.bitsandbytes_paged import PAGED_FROM
 from tradebench.worlds.fake.mode import Mode
 from tradebench.worlds.host import on_host, put_on_host
@@ -50,7 +50,7 @@ class Host(Mode):
 def _make_share(parameter: FSDPParam, *args: Any, **kwargs: Any) -> None:
     """Make a sharded parameter; one that is offloaded moves to the host."""
     _init_share(parameter, *args, **kwargs)
-    if parameter.offload_to_cpu:
+    if parameter.offload_to_cpu and parameter._sharded_param_data.device.type != "meta":
         data = _copy_to_host(parameter._sharded_param_data)
         local = parameter._sharded_local_tensor
         parameter._sharded_param_data = data
@@ -113,5 +113,6 @@ OFFLOADING: tuple[tuple[Any, str, Any], ...] = (
     (activation_offload, "to_host", _park),
     (activation_offload, "to_device", _fetch),
     (adamw, "to_host", _copy_to_host),
+    (fsdp2, "to_host", _copy_to_host),
     (Optimizer8bit, "get_state_buffer", _make_state),
 )

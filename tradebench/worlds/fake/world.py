@@ -24,7 +24,6 @@ from transformers.utils import import_utils
 from tradebench.worlds.fake.cuda import CUDA
 from tradebench.worlds.fake.host import OFFLOADING, Host
 from tradebench.worlds.fake.sharding import SHARDING, fake_group
-from tradebench.worlds.fake.shares import shared_out
 from tradebench.worlds.fake.values import NOTE, Values
 
 _make_real = Tensor._make_subclass
@@ -48,7 +47,6 @@ def fake_world(target: Literal["cpu", "cuda"] = "cpu", ranks: int = 1) -> Iterat
         # A table that bitsandbytes makes once per process: a fake one must not outlive the world.
         (bitsandbytes.functional, "name2qmap", {}),
         *SHARDING,
-        *shared_out(ranks),
         *((*CUDA, *OFFLOADING) if target == "cuda" else ()),
     )
     with ExitStack() as stack:
