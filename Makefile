@@ -7,13 +7,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint format benchmarks clean \
+.PHONY: help quickstart test test-all lint format benchmarks clean gate baseline \
 	examples example-quickstart example-plan example-validation
 
 help:
 	@echo 'make quickstart   measure the reference model at 21 points; about ten minutes'
 	@echo 'make test         format, lint, types and tests'
 	@echo 'make test-all     the long tests that make test leaves out'
+	@echo 'make gate         measure the smoke suite and hold it against results/baselines/smoke.json'
+	@echo 'make baseline     measure it and make that baseline again, from a clean checkout'
 	@echo 'make benchmarks   what the harness itself costs'
 	@echo 'make examples     measure and write again what is committed under results/ and reports/'
 	@echo 'make gpu          what needs a CUDA device, in under ten minutes; leaves results/h200/'
@@ -46,6 +48,18 @@ test: lint
 
 test-all: $(VENV)/.tested
 	$(BIN)/pytest -m 'slow and not gpu' --numprocesses 2 --dist loadfile
+
+# Whether a change moved the memory or the answers of one point per slot.
+GATE := build/gate
+gate: $(VENV)/.installed
+	$(BIN)/tradebench run suites/smoke.yaml --out $(GATE) --fresh
+	$(BIN)/tradebench check --results $(GATE) --baseline results/baselines/smoke.json --confirm 1
+
+REASON := made again by make baseline
+baseline: $(VENV)/.installed
+	$(BIN)/tradebench run suites/smoke.yaml --out $(GATE) --fresh
+	$(BIN)/tradebench baseline set latest --results $(GATE) --out results/baselines/smoke.json \
+		--kind measured --kind predicted --policy results/baselines/smoke.toml --reason '$(REASON)'
 
 format: $(VENV)/.tested
 	$(BIN)/ruff format .

@@ -53,6 +53,7 @@ FITTING: dict[str, dict[str, Any]] = {
     "sparsegpt": {"samples": 2},
 }
 LORA = {"method": "lora", "rank": 4}
+NF4 = {"method": "nf4"}
 
 
 # The catalogue's settings, for tests that hold for all of it.
@@ -95,12 +96,10 @@ def named(settings: Settings) -> str:
 
 
 def alone() -> list[dict[str, dict[str, Any]]]:
-    """Every example by itself, or beside lora where it cannot train by itself."""
-    found = [settings_of((example,)) for example in examples()]
-    return [
-        {**settings, "adapters": LORA} if made(settings).conflicts() else settings
-        for settings in found
-    ]
+    """Every example by itself, or beside lora where it cannot train by itself, or nf4."""
+    helpers: tuple[dict[str, dict[str, Any]], ...] = ({}, {"adapters": LORA}, {"quantization": NF4})
+    points = ([{**h, **settings_of((each,))} for h in helpers] for each in examples())
+    return [next(point for point in each if not made(point).conflicts()) for each in points]
 
 
 def drawing() -> Iterator[list[dict[str, Any]]]:
@@ -440,4 +439,4 @@ def _enter(phase: object) -> Iterator[Callable[[int], None]]:
     yield lambda step: None
 
 
-def _ignore(model: object) -> None: ...
+def _ignore(*seen: object) -> None: ...

@@ -34,6 +34,7 @@ ADAPTERS: Mapping[str, Settings] = {
     "rslora": {"rank": 4},
     "dora": {"rank": 4},
     "pissa": {"rank": 4},
+    "loftq": {"rank": 4},
     "oft": {"block": 16},
     "vera": {"rank": 32, "initial": 1.0},
 }
@@ -46,6 +47,7 @@ TRAINABLE: Mapping[str, Callable[[int, int], int]] = {
     "rslora": lambda width, height: 4 * (width + height),
     "dora": lambda width, height: 4 * (width + height) + height,
     "pissa": lambda width, height: 4 * (width + height),
+    "loftq": lambda width, height: 4 * (width + height),
     "oft": lambda width, height: width // 16 * (16 * 15 // 2),
     "vera": lambda width, height: height + 32,
 }
@@ -53,7 +55,8 @@ TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 
 
 def settings_of(method: str, **more: Any) -> Settings:
-    return {"adapters": {"method": method, **ADAPTERS[method], **more}}
+    beside = {"quantization": {"method": "nf4"}} if method == "loftq" else {}
+    return {**beside, "adapters": {"method": method, **ADAPTERS[method], **more}}
 
 
 def logits(model: nn.Module, trial: Trial) -> torch.Tensor:
@@ -85,7 +88,9 @@ def test_as_many_numbers_train_as_the_method_says(
     model, _, effects = run_trial(tiny_trial(settings_of(method), steps=1))
     count = sum(TRAINABLE[method](*shape) for shape in SHAPES)
 
-    assert effects["adapters"] == {"layers": len(SHAPES), "trainable_parameters": count}
+    counts = {"layers": len(SHAPES), "trainable_parameters": count}
+
+    assert counts.items() <= effects["adapters"].items()
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
 
 
@@ -110,18 +115,21 @@ def test_an_adapter_that_was_never_trained_is_found_out(
     model = adapted(trial, compressed(trial))
 
     with pytest.raises(ContradictionError, match=f"28 of 28 {method} adapters were not moved"):
-        trial.techniques[0].effect(model)
+        trial.techniques[-1].effect(model)
 
 
 @pytest.mark.parametrize(
     ("given", "asked"),
-    [("lora", "dora"), ("dora", "lora"), ("lora", "pissa"), ("pissa", "lora")],
+    [
+        *(("lora", "dora"), ("dora", "lora"), ("lora", "pissa"), ("pissa", "lora")),
+        *(("loftq", "lora"), ("lora", "loftq")),
+    ],
 )
 def test_another_method_is_found_out(
     given: str, asked: str, tiny_trial: Make, run_trial: Run
 ) -> None:
     model, _, _ = run_trial(tiny_trial(settings_of(given), steps=2))
-    (wrong,) = tiny_trial(settings_of(asked)).techniques
+    *_, wrong = tiny_trial(settings_of(asked)).techniques
 
     with pytest.raises(ContradictionError, match="are those of another method"):
         wrong.effect(model)
@@ -207,7 +215,7 @@ def test_a_block_that_peft_changes_in_silence_is_found_out(
 # Merging.
 
 
-@every_adapter
+@pytest.mark.parametrize("method", [method for method in ADAPTERS if method != "loftq"])
 def test_merging_computes_the_same_and_leaves_everything_else(
     method: str, tiny_trial: Make, compressed: Compress, adapted: Adapt
 ) -> None:
@@ -247,6 +255,7 @@ def test_merging_into_quantized_weights_rounds_and_says_so(
             ("dora", "int8"),
             ("pissa", "int8"),
             ("pissa", "nf4"),
+            ("loftq", "int8"),
         )
         return
     dense, model = compressed(tiny_trial({})), compressed(trial)

@@ -41,6 +41,7 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "wanda", "sparsity": 0.5, "samples": 2},
         {"method": "sparsegpt", "sparsity": 0.5, "pattern": "2:4", "samples": 2},
         {"method": "structured", "channels": 0.3, "heads": 0.5},
+        {"method": "semi_structured"},
     ),
     "low_rank": (
         {"method": "svd", "rank": 16},
@@ -67,6 +68,9 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "dora", "rank": 4, "merge": True},
         {"method": "pissa", "rank": 4},
         {"method": "pissa", "rank": 4, "merge": True},
+        {"method": "loftq", "rank": 4},
+        {"method": "loftq", "rank": 4, "merge": True},
+        {"method": "loftq", "rank": 4, "iterations": 2},
         {"method": "oft", "block": 16},
         {"method": "oft", "block": 16, "merge": True},
         {"method": "vera", "rank": 32},
@@ -107,19 +111,20 @@ CHOICES: Mapping[str, tuple[Settings, ...]] = {
         {"method": "fused"},
     ),
 }
-LORA = CHOICES["adapters"][0]
+LORA, NF4 = CHOICES["adapters"][0], CHOICES["quantization"][1]
 MASKED = ("magnitude", "wanda", "sparsegpt")
 TORCHAO = ("torchao_int8", "torchao_fp8")
 DRAWN_PAIRS, DRAWN_POINTS, DRAWN_SLOWLY = 40, 10, 150
 
 
 def pairs() -> Iterator[Point]:
-    """Every two choices of different slots, beside lora where they cannot train without it."""
+    """Every two choices of different slots, beside lora or nf4 where they need it."""
     for (slot, ones), (other, others) in itertools.combinations(CHOICES.items(), 2):
         for one, another in itertools.product(ones, others):
             point = {slot: one, other: another}
-            beside = "take no gradient" in refused(point)
-            yield {**point, "adapters": LORA} if beside else point
+            reasons = " ".join(refused(point))
+            point |= {"adapters": LORA} if "take no gradient" in reasons else {}
+            yield point | ({"quantization": NF4} if "error of quantization" in reasons else {})
 
 
 def points() -> Iterator[Point]:
@@ -134,7 +139,13 @@ def refused(settings: Point) -> list[str]:
     """A word of every reason to refuse the combination, said again without asking a technique."""
     method = {slot: fields["method"] for slot, fields in settings.items()}
     merged = settings.get("adapters", {}).get("merge", False)
+    compressed = method.get("pruning") == "semi_structured"
     reasons = {
+        "compressed and take no gradient": compressed and "adapters" not in method,
+        "merge into compressed": compressed and bool(merged),
+        "compressed already": compressed and "quantization" in method,
+        "structured leaves none": compressed and method.get("precision") == "fp8",
+        "compressed semi_structured weights cannot be split": compressed and "sharding" in method,
         "take no gradient": method.get("quantization") not in (None, "qat")
         and "adapters" not in method,
         "dora crashes": method.get("quantization") == "int8" and method.get("adapters") == "dora",
@@ -168,6 +179,11 @@ def refused(settings: Point) -> list[str]:
         "have no zeros": "low_rank" in method and "pruning" in method,
         "cannot read quantized": method.get("adapters") == "pissa" and "quantization" in method,
         "undoes the zeros": method.get("adapters") == "pissa" and "pruning" in method,
+        "error of quantization": method.get("adapters") == "loftq" and "quantization" not in method,
+        "beside quantized ones": method.get("adapters") == "loftq"
+        and method.get("quantization") not in (None, "nf4", "fp4", "rtn"),
+        "none of their zeros": settings.get("adapters", {}).get("iterations", 1) > 1
+        and "pruning" in method,
         "merge into sharded weights": bool(merged)
         and method.get("adapters") in ("oft", "vera")
         and "sharding" in method,

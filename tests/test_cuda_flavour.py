@@ -23,7 +23,9 @@ from tradebench.predict.record import Record, RecordingMeter
 from tradebench.result import Outcome
 from tradebench.trial import Trial
 from tradebench.worlds.fake import fake_world
+from tradebench.worlds.host import on_host
 from tradebench.worlds.memory import Tracker
+from tradebench.worlds.shards import ShardTracker
 
 Target = Literal["cpu", "cuda"]
 Recording = Callable[[Target, Mapping[str, Mapping[str, Any]]], Record]
@@ -101,6 +103,35 @@ def test_a_step_on_int8_takes_the_operations_of_cuda(recorded: Recording) -> Non
     assert multiplied in names(cuda)
     rows = 2 * 32  # a batch of the tiny model, whose widest answer is its MLP's
     assert max(held) == 4 * rows * 192
+
+
+# Optimizers.
+
+
+@pytest.mark.parametrize(
+    ("switches", "held"),
+    [({"fused": True}, 1), ({"foreach": True}, 0), ({"foreach": False}, 0)],
+    ids=["fused", "foreach", "for-loop"],
+)
+def test_adam_counts_steps_on_the_host_unless_it_is_fused(
+    switches: Mapping[str, Any], held: int
+) -> None:
+    """torch/optim/adam.py hosts them where they are neither fused nor capturable."""
+    with fake_world("cuda"):
+        parameters = [nn.Parameter(torch.empty(8, 4)) for _ in range(3)]
+        for parameter in parameters:
+            parameter.grad = torch.empty(8, 4)
+        optimizer = torch.optim.AdamW(parameters, **switches)
+        tracker = ShardTracker("cpu")
+        with tracker:
+            tracker.label(parameters, "weights")
+            before = tracker.total
+            optimizer.step()
+        states = list(optimizer.state.values())
+
+        assert tracker.total - before == 3 * (2 * 4 * 8 * 4 + 4 * held)
+        assert all(on_host(state["step"]) == (not held) for state in states)
+        assert not any(on_host(state["exp_avg"]) for state in states)
 
 
 # Attention.

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from tradebench.devices import DEVICES, GIB, Device, find, names
+from tradebench.devices import DEVICES, GIB, Device, able, find, names
 from tradebench.errors import UserError
 
 every_device = pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -47,12 +47,55 @@ MEMORY = {
 }
 
 
+# As NVIDIA's table of CUDA GPUs has them (https://developer.nvidia.com/cuda-gpus).
+CAPABILITIES = {
+    "a100-40gb": (8, 0),
+    "a100-80gb": (8, 0),
+    "h100-80gb": (9, 0),
+    "h200-141gb": (9, 0),
+    "b200-180gb": (10, 0),
+    "gb200-186gb": (10, 0),
+    "l4-24gb": (8, 9),
+    "l40s-48gb": (8, 9),
+    "a10g-24gb": (8, 6),
+    "a5000-24gb": (8, 6),
+    "a6000-48gb": (8, 6),
+    "rtx-6000-ada-48gb": (8, 9),
+    "rtx-3090-24gb": (8, 6),
+    "rtx-4090-24gb": (8, 9),
+    "rtx-5090-32gb": (12, 0),
+    "mi300x-192gb": None,
+    "mi325x-256gb": None,
+}
+
+
 @every_device
 def test_an_id_ends_in_the_capacity(device: Device) -> None:
     found = re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-(\d+)gb", device.id)
 
     assert found is not None
     assert device.memory_bytes == int(found[2]) * GIB
+
+
+@every_device
+def test_a_device_has_the_compute_capability_of_nvidias_table(device: Device) -> None:
+    assert device.capability == CAPABILITIES[device.id]
+
+
+@pytest.mark.parametrize(
+    ("capability", "gigabytes", "found"),
+    [
+        ((8, 0), 24, "a10g-24gb"),
+        ((8, 9), 80, "h100-80gb"),
+        ((9, 0), 24, "rtx-5090-32gb"),
+        ((10, 0), 141, "b200-180gb"),
+        ((8, 0), 192, "gb200-186gb"),
+    ],
+)
+def test_a_device_that_can_do_it_is_no_smaller_where_there_is_one(
+    capability: tuple[int, int], gigabytes: int, found: str
+) -> None:
+    assert able(capability, gigabytes * GIB).id == found
 
 
 @every_device

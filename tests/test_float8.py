@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchao.float8.float8_linear import Float8Linear
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tradebench.errors import UserError
+from tradebench import devices
+from tradebench.plan import plan
 from tradebench.predict.flops import arithmetic, packet
 from tradebench.predict.memory import predict_memory
 from tradebench.predict.operations import Operation
 from tradebench.predict.record import Record
 from tradebench.predict.recorder import CALL
-from tradebench.techniques import ContradictionError, LoadRequest
+from tradebench.techniques import ContradictionError
 from tradebench.techniques.float8 import Float8
 from tradebench.trial import Trial
 
@@ -171,26 +171,24 @@ def test_a_quantized_base_is_refused(method: str, tiny_trial: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "refused"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)]
+    ("device", "other"),
+    [("a100-40gb", "l40s-48gb"), ("a100-80gb", "h100-80gb"), ("a10g-24gb", "l4-24gb")],
 )
-def test_a_gpu_without_units_for_8_bits_is_refused(
-    capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_without_units_for_8_bits_is_refused_in_a_sentence(
+    device: str, other: str, tiny_trial: Make
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    model = LlamaForCausalLM(LlamaConfig(**SMALL)).bfloat16()
-    request = LoadRequest(device="cuda", dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
+    gpu = devices.find(device)
+    has = {(8, 0): "8.0", (8, 6): "8.6"}[gpu.capability or (0, 0)]
 
-    def convert() -> None:
-        Float8(method="fp8").model(model, request)
+    assert plan.refuse(tiny_trial(eight_bits()), gpu, None) == (
+        f"fp8 needs a GPU of compute capability 8.9 or later and {gpu.name} has {has}; "
+        f"use {other} or another precision",
+    )
 
-    if refused:
-        with pytest.raises(
-            UserError, match=r"8\.9 or later, and this one has 8\.[06]; use precision"
-        ):
-            convert()
-    else:
-        convert()
-        assert Float8(method="fp8").effect(model)["layers"] == 7
+
+@pytest.mark.parametrize("device", ["l4-24gb", "h100-80gb", "rtx-5090-32gb", "mi300x-192gb"])
+def test_a_gpu_with_them_is_not(device: str, tiny_trial: Make) -> None:
+    assert plan.refuse(tiny_trial(eight_bits()), devices.find(device), None) == ()
 
 
 # What gives it away.

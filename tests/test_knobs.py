@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tradebench.knobs import BUDGET, Knob, family, knobs, turned
+from tradebench.knobs import Knob, family, knobs, turned
 from tradebench.techniques import techniques
-from tradebench.trial import Trial
+from tradebench.trial import BUDGET, Trial
 
 Make = Callable[..., Trial]
 

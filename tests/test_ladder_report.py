@@ -236,6 +236,36 @@ def test_a_row_on_another_budget_is_refused() -> None:
     assert "budget.steps is 4 in one and 8 in the other" in sentence
 
 
+def test_a_row_may_change_the_shape_of_the_budget_and_says_what_is_trained_on() -> None:
+    shapes: list[dict[str, Any]] = [
+        {"sequence": 32, "batch": 8, "accumulation": 1},
+        {"sequence": 32, "batch": 2, "accumulation": 4},
+        {"sequence": 16, "batch": 2, "accumulation": 4},
+    ]
+    results = [result(BASE, peak=100.0 / 2**n, budget=b) for n, b in enumerate(shapes)]
+    rungs = rungs_of(results)
+    run = run_of(results)
+    found = ladder.ladder(run, fronts.groups(run)[0])
+
+    assert [rung.row.added for rung in rungs[1:]] == [
+        "batch 2 x accumulation 4 instead of batch 8 x accumulation 1",
+        "sequence 16 instead of sequence 32",
+    ]
+    assert [rung.row.refusal for rung in rungs] == [""] * 3
+    assert [rung.rises[0].before.value for rung in rungs[1:] if rung.rises[0].before] == [-0.5] * 2
+    assert found is not None
+    assert found.note.endswith(
+        f"Points train on sequences of at most 16 and 32 tokens. {tables.TRAINING}"
+    )
+
+
+def test_a_row_of_another_shape_that_adds_a_technique_is_refused() -> None:
+    before, after = {"sequence": 32}, {"sequence": 16}
+    sentence = refusal(result(BASE, budget=before), result(ADAPTED, budget=after))
+
+    assert "lora r16 and sequence 16 instead of sequence 32" in sentence
+
+
 def test_a_row_that_changes_two_settings_is_refused() -> None:
     other = {**BASE, "adapters": {"method": "dora", "rank": 8}}
     effects = {**effects_of(other)}

@@ -63,6 +63,19 @@ def test_what_a_method_alone_has_to_choose_comes_with_it() -> None:
     ]
 
 
+def test_a_rung_may_change_the_shape_of_the_budget() -> None:
+    """Smaller micro-batches with as many more of them to a step are one change."""
+    assert labels(
+        "budget: {sequence: 32, batch: 8}\n"
+        "grid: {adapters: lora, budget: [{}, {batch: 2, accumulation: 4}, "
+        "{batch: 2, accumulation: 4, sequence: 16}]}\n"
+    ) == [
+        "lora r16",
+        "lora r16 + batch 2 + accumulation 4",
+        "lora r16 + sequence 16 + batch 2 + accumulation 4",
+    ]
+
+
 def test_a_slot_with_one_alternative_is_in_every_row() -> None:
     rows = suite("grid: {adapters: lora, quantization: [off, nf4]}\n").trials()
 
@@ -144,6 +157,12 @@ def test_every_row_differs_from_the_one_before_in_one_slot(sizes: list[int]) -> 
             "grid:\n  checkpointing:\n    - off\n    - full\n    - {method: full, ratio: 1}\n",
             "x.yaml:8: checkpointing: this rung repeats the one before (checkpointing 1); "
             "remove it",
+        ),
+        (
+            "grid:\n  budget:\n    - {sequence: 16, batch: 4}\n    - {sequence: 8, batch: 2}\n",
+            "x.yaml:7: budget: a rung changes one setting, and from sequence 16 and batch 4 and "
+            "accumulation 1 to sequence 8 and batch 2 and accumulation 1 changes sequence and "
+            "batch; keep one of them, or write design: each",
         ),
         (
             "grid: {precision: bf16, checkpointing: full}\n",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tradebench
+from tradebench.techniques import Technique, techniques
 
 ROOT = Path(tradebench.__file__).parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "lm_eval", "datasets", "accelerate"}
@@ -50,10 +51,13 @@ LEVELS = {
     "report": 5,
     "runner": 5,
     "doctor": 6,
+    "exchange": 7,
     "predict": 6,
+    "regression": 6,
     "plan": 6,
-    "commands": 7,
-    "cli": 8,
+    "commands": 8,
+    "cli": 9,
+    "pytest_plugin": 9,
 }
 # The two commands that compute run torch inside their own functions, as hooks of techniques do.
 LICENSED = {
@@ -61,6 +65,7 @@ LICENSED = {
     ("cli", "tradebench.predict.calibrate"),
     ("techniques", "tradebench.layers.gptq"),
     ("techniques", "tradebench.layers.packed"),
+    ("techniques", "tradebench.layers.semi_structured"),
 }
 
 
@@ -159,6 +164,25 @@ def test_imports_point_down(name: str) -> None:
     assert not upward
 
 
+@pytest.mark.parametrize("technique", techniques(), ids=lambda technique: technique.__name__)
+def test_the_version_of_a_technique_covers_the_layers_that_it_builds_with(
+    technique: type[Technique],
+) -> None:
+    layers = {
+        f"tradebench.{name}": path for name, path in modules().items() if name[:7] == "layers."
+    }
+    sources = [Path(file) for file in technique.sources()]
+    built = {
+        layers[module]
+        for file in sources
+        for name in imports(file, nested=True)
+        if (module := ".".join(name.split(".")[:3])) in layers
+    }
+
+    assert built <= set(sources)
+    assert set(technique.builds_with) <= layers.keys()
+
+
 def test_every_room_has_a_level() -> None:
     rooms = {name.split(".")[0] for name in modules() if name} - {"__main__"}
 
@@ -183,6 +207,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         ["techniques", "--pairs"],
         ["suite", "check", "suites/smoke.yaml"],
         ["reference", "info"],
+        ["baseline", "show", "results/baselines/smoke.json"],
     ],
 )
 def test_light_commands_answer_without_torch(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from tradebench.program.perform import feed, longest, prepare
 from tradebench.techniques.length_grouping import LengthGrouping
 from tradebench.techniques.protocol import Example
-from tradebench.trial import Trial
+from tradebench.trial import Budget, Trial
 
 Make = Callable[..., Trial]
 Run = Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]
@@ -43,7 +43,7 @@ def tokens(examples: list[Example]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("count", [64, 61, 3])
 def test_an_epoch_keeps_its_examples_and_loses_padding(count: int) -> None:
     before = epoch(count)
-    after = list(LengthGrouping().examples(before, 4))
+    after = list(LengthGrouping().examples(before, Budget(batch=4)))
 
     assert tokens(after) == tokens(before)
     assert padding(after, 4) <= padding(before, 4) / (4 if count > 4 else 1)
@@ -59,19 +59,19 @@ def test_no_other_grouping_of_a_window_pads_less() -> None:
         for some in combinations(before, 3)
     )
 
-    assert padding(list(LengthGrouping().examples(before, 3)), 3) == best
+    assert padding(list(LengthGrouping().examples(before, Budget(batch=3))), 3) == best
 
 
 def test_sequences_stay_in_their_window() -> None:
     before = epoch(40)
-    after = list(LengthGrouping(window=5).examples(before, 4))
+    after = list(LengthGrouping(window=5).examples(before, Budget(batch=4)))
 
     for start in (0, 20):
         assert tokens(after[start : start + 20]) == tokens(before[start : start + 20])
 
 
 def test_long_and_short_micro_batches_come_mixed() -> None:
-    lengths = [len(each.tokens) for each in LengthGrouping().examples(epoch(200), 4)]
+    lengths = [len(each.tokens) for each in LengthGrouping().examples(epoch(200), Budget(batch=4))]
 
     assert lengths != sorted(lengths)
     assert abs(sum(lengths[:100]) - sum(lengths[100:])) < 0.3 * sum(lengths) / 2

@@ -238,7 +238,7 @@ def test_memory_by_energy_is_not_predicted(method: str, tiny_trial: Make) -> Non
     trial = tiny_trial({"low_rank": {"method": method, "energy": 0.5}})
 
     assert any("cannot be predicted" in caution for caution in trial.cautions())
-    with pytest.raises(UserError, match="which a prediction does not read; set rank"):
+    with pytest.raises(UserError, match="which a prediction does not read; set rank instead"):
         predict_memory(trial)
 
 

@@ -28,13 +28,13 @@ def run(trial: Trial, directory: Path, repeat: int = 0) -> Outcome:
     return outcome
 
 
-def on_reference(**fields: Any) -> Trial:
+def on_reference(settings: dict[str, Any] | None = None, **fields: Any) -> Trial:
     return Trial.from_payload(
         {
             "model": {"name": "reference"},
             "budget": {"steps": 3, "warmup": 1, "batch": 4, "sequence": 64} | fields,
             "evaluate": {"tasks": ["facts"], "limit": 4},
-            "settings": {},
+            "settings": settings or {},
         }
     )
 
@@ -48,6 +48,14 @@ def test_warm_up_steps_are_left_out_of_the_timing() -> None:
 
     assert found["step_seconds"].samples == (1.0, 3.0, 2.0)
     assert found["step_seconds"].value == 2.0
+
+
+def test_tokens_and_padding_are_those_of_the_timed_steps() -> None:
+    training = Training(losses=(1.0,) * 3, tokens=(100, 10, 20), padding=(0, 6, 4))
+    found = summarise(Budget(steps=3, warmup=1), training, [9.0, 1.0, 4.0])
+
+    assert found["tokens_per_step"].value == 15.0
+    assert found["padding_share"].value == 0.25
 
 
 def test_throughput_is_total_work_over_total_time() -> None:
@@ -145,6 +153,21 @@ def test_trials_that_share_a_compressed_model_share_its_evaluation(
     assert second.artifacts["items_before"] == first.artifacts["items_before"]
     assert (tmp_path / second.artifacts["items_before"]).exists()
     assert second.artifacts["items_after"] != first.artifacts["items_after"]
+
+
+@pytest.mark.slow
+def test_only_what_is_the_same_compressed_model_shares_its_evaluation(tmp_path: Path) -> None:
+    """Repeats and other batches draw calibration data of their own."""
+
+    def items(pruning: dict[str, Any], repeat: int = 0, **budget: Any) -> str:
+        trial = on_reference({"pruning": {"sparsity": 0.5, **pruning}}, **budget)
+        return run(trial, tmp_path, repeat).artifacts["items_before"]
+
+    plain, fed = {"method": "magnitude"}, {"method": "wanda", "samples": 1}
+
+    assert len({items(plain), items(plain, 1), items(plain, batch=8)}) == 1
+    assert len({items(fed), items(fed, 1), items(fed, batch=8), items(fed, sequence=32)}) == 4
+    assert items(fed) == items(fed, learning_rate=1e-3)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tradebench import devices
+from tradebench.environment import Gpu
 from tradebench.plan import plan
 from tradebench.predict.library import Library
 from tradebench.predict.memory import perform_fake, reach
@@ -672,7 +673,9 @@ def test_a_run_refuses_what_cannot_run_on_a_cpu(
     trial = tiny_trial(PAGED)
     monkeypatch.setattr("tradebench.environment.gpu", lambda: None)
     alone = refusal.refuse(trial)
-    monkeypatch.setattr("tradebench.environment.gpu", lambda: "NVIDIA H200")
+    monkeypatch.setattr(
+        "tradebench.environment.gpu", lambda: Gpu("NVIDIA H200", (9, 0), 141 * 2**30)
+    )
 
     assert alone == (f"{SENTENCE}; predict it with tradebench plan and a --gpu",)
     assert refusal.refuse(trial) == ()

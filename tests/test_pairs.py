@@ -57,19 +57,26 @@ def test_every_two_methods_of_different_slots_stand_in_it_once() -> None:
 def test_a_verdict_is_what_the_trial_itself_says() -> None:
     for pair in pairs.pairs():
         settings = {each.slot: {"method": each.method} for each in (pair.first, pair.second)}
-        beside = {"adapters": {"method": "lora"}, **settings}
         payload = {"model": {"name": "reference"}, "budget": {}, "evaluate": {}}
-        alone = Trial.from_payload({**payload, "settings": settings}).conflicts()
-        helped = Trial.from_payload({**payload, "settings": beside}).conflicts()
+        alone, lora, nf4 = (
+            Trial.from_payload({**payload, "settings": {**helper, **settings}}).conflicts()
+            for helper in (
+                {},
+                {"adapters": {"method": "lora"}},
+                {"quantization": {"method": "nf4"}},
+            )
+        )
 
         assert (pair.verdict == "works") == (not alone)
-        assert (pair.verdict == "works beside lora") == bool(alone and not helped)
+        assert (pair.verdict == "works beside lora") == bool(alone and not lora)
+        assert (pair.verdict == "works beside nf4") == bool(alone and lora and not nf4)
         assert bool(pair.reasons) == (pair.verdict == "refused")
 
 
 def test_known_pairs_are_as_they_are_known() -> None:
     assert found(NF4, FULL).verdict == "works beside lora"
     assert found(FULL, CHUNKED).verdict == "works"
+    assert found(FULL, Name("adapters", "loftq")).verdict == "works beside nf4"
     assert found(INT8, DORA).verdict == "refused"
     assert "dora crashes on an int8 base" in found(INT8, DORA).reasons[0]
 

@@ -37,7 +37,7 @@ from tradebench.plan.watcher import Watcher
 from tradebench.result import PHASES, Fit, Measurement, Result, Verdict
 from tradebench.target import Target
 from tradebench.techniques.checkpointing import Checkpointing
-from tradebench.trial import Trial
+from tradebench.trial import Budget, Trial
 
 H100 = find("h100-80gb")
 Settings = Mapping[str, Mapping[str, Any]]
@@ -230,6 +230,61 @@ def test_only_points_that_are_in_need_are_advised() -> None:
     assert (fitting, failed) == tuple(results[1:])
 
 
+def reshaped(
+    needs: float, *, takes: float | None = None, rate: float | None = None, **budget: int
+) -> Result:
+    """A point of another shape."""
+    made = point(BF16, needs=needs, takes=takes, rate=rate)
+    whole = Trial.from_payload({**trial_of(BF16).payload(), "budget": {**made.budget, **budget}})
+    return made.model_copy(update={**whole.payload(), "trial": whole.id})
+
+
+def test_as_many_sequences_in_smaller_batches_are_a_change_like_any_other() -> None:
+    first, _ = advise([reshaped(120, batch=8), reshaped(60, batch=2, accumulation=4)])
+
+    assert first.fit is not None
+    assert first.fit.advice == (
+        "batch 2 x accumulation 4 instead of 8 x 1 saves 60 GiB: fits with 18 GiB to spare"
+    )
+
+
+def test_training_on_less_is_the_last_resort_and_is_said() -> None:
+    short, several = reshaped(30, sequence=256), point({**NF4, **LORA, **RECOMPUTED}, needs=60)
+    lone, beside = advise([reshaped(120), short])[0], advise([reshaped(120), short, several])[0]
+
+    assert lone.fit is not None
+    assert lone.fit.advice == (
+        "sequence 256 instead of 512 saves 90 GiB: fits with 48 GiB to spare, "
+        "but a step trains on 1 x 256 tokens at most, not 1 x 512"
+    )
+    assert beside.fit is not None
+    assert beside.fit.advice is not None
+    assert beside.fit.advice.startswith(
+        "precision off and nf4 and lora r4 and checkpointing 1 save"
+    )
+
+
+def test_shorter_sequences_are_tried_where_no_technique_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(trials: Iterable[Trial], *_: Any, **__: Any) -> Iterator[tuple[Trial, Any]]:
+        for trial in trials:
+            made = prediction(trial.budget.sequence / 4)
+            # However long it takes, what trains on most comes first.
+            step = seconds(trial.budget.sequence).model_dump(mode="json")
+            made["measurements"]["step_seconds"] = step
+            yield trial, made
+
+    monkeypatch.setattr(plan, "predict", ask)
+    large = trial_of(BF16).model_copy(update={"budget": Budget(steps=STEPS, sequence=1024)})
+    (over,) = plan.make("small", [large], TARGET, H100).results
+
+    assert over.fit is not None
+    assert over.fit.advice is not None
+    assert over.fit.advice.startswith("sequence 256 instead of 1024 saves 192 GiB")
+    assert over.fit.advice.endswith("at most, not 1 x 1024 (not in the suite)")
+
+
 def test_nothing_is_advised_where_nothing_fits() -> None:
     results = [point({}, needs=100), point(BF16, needs=90)]
 
@@ -382,6 +437,17 @@ def test_a_point_of_unknown_speed_leaves_its_cells_empty() -> None:
     assert untimed.cells[-4:] == ("", "", "", "")
 
 
+def test_points_that_cannot_be_predicted_are_counted_by_reason() -> None:
+    """And no empty table is drawn where no point could be."""
+    reasons = ["set rank", "set rank", "read it"]
+    results = [point({}, status="failed", measurements={}, fit=None, reason=r) for r in reasons]
+
+    assert printed(results, PLAIN, 80) == [
+        "2 points could not be predicted: set rank.",
+        "1 point could not be predicted: read it.",
+    ]
+
+
 def test_the_summary_counts_every_point() -> None:
     fits, skipped, failed, cost = summary(SUITE, Question(price=2.0))
     taken = (0.25 + 0.5 + 3.0) * STEPS / 3600  # what is tight may fit
@@ -390,7 +456,7 @@ def test_the_summary_counts_every_point() -> None:
         "4 points on h100-80gb (79.1-79.4 GiB of it usable): 2 fit, 1 is tight and 1 does not fit."
     )
     assert skipped == "1 point skipped, with the reason in the report."
-    assert failed == "1 point could not be predicted."
+    assert failed == "1 point could not be predicted: It could not be."
     assert cost == (
         "Training every point that may fit once: "
         f"{taken:.3f} ({0.8 * taken:.4f}-{1.5 * taken:.3f}) GPU-hours, "
@@ -428,6 +494,20 @@ def test_markdown_is_a_table_of_the_same_cells() -> None:
     ]
     assert lines[-1][-1] == "nf4 saves 90 GiB: fits with 48 GiB to spare"
     assert told.splitlines() == summary(results, ASKED)
+
+
+def test_points_that_train_on_different_amounts_stand_by_throughput() -> None:
+    """A short sequence takes a short step, and may still train slowly."""
+    slow = reshaped(40, sequence=256, takes=1.0, rate=200.0)
+    fast = reshaped(60, sequence=512, takes=2.0, rate=250.0)
+    found = rows([slow, fast], PLAIN, categories=False)
+
+    assert heads([slow, fast], PLAIN, categories=False)[-1] == "throughput (tokens/s)"
+    assert [row.cells[-1] for row in found] == ["250", "200"]
+    assert summary([slow, fast], PLAIN)[1].startswith(
+        "Points train on sequences of at most 256 and 512 tokens. Compare throughput"
+    )
+    assert heads([fast], PLAIN, categories=False)[-1] == "step (s)"
 
 
 def test_a_label_breaks_no_cell() -> None:

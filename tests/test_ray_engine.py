@@ -70,7 +70,7 @@ class Machines:
 
 
 def job(repeat: int = 0, **fields: Any) -> Job:
-    return Job(suite="s", trial={"t": 1}, repeat=repeat, attempt=0, run=Path(), **fields)
+    return Job(suite="s", label="l", trial={"t": 1}, repeat=repeat, attempt=0, run=Path(), **fields)
 
 
 def on(machines: Machines, **options: Any) -> RayEngine:

@@ -1,5 +1,6 @@
 """What the README says is what the program does."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,9 +30,10 @@ def tradebench(words: list[str], folder: Path) -> "subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the suites in it, where commands may write."""
+    """A folder with the suites and baselines in it, where commands may write."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "suites").symlink_to(ROOT / "suites")
+    for name in ("suites", "baselines"):
+        (folder / name).symlink_to(ROOT / name)
     return folder
 
 
@@ -78,6 +81,87 @@ def test_the_example_suite_is_a_suite(checkout: Path) -> None:
     (checkout / "example.yaml").write_text(text)
 
     assert tradebench(["suite", "check", "example.yaml"], checkout).returncode == 0
+
+
+LAYOUT = """\
+# What must not get worse?
+model: reference
+budget: {steps: 2, warmup: 1, batch: 4, sequence: 32}
+evaluate: {tasks: [facts], limit: 8}
+grid: {precision: [fp32, bf16]}
+"""
+
+
+@pytest.mark.slow
+def test_the_example_layout_works_when_copied(tmp_path: Path) -> None:
+    """Green on no change, and red with its reason once the baseline has less memory than now."""
+    for folder in ("suites", "baselines"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "suites" / "ci.yaml").write_text(LAYOUT)
+    (workflow,) = re.findall(r"```yml\n(.*?)```", README, re.DOTALL)
+    steps = YAML(typ="safe").load(workflow)["jobs"]["tradebench"]["steps"]
+    run, check = (step["run"] for step in steps if "run" in step)
+    make = "tradebench baseline set latest -o baselines/ci.json --allow-flagged"
+
+    def shell(command: str) -> "subprocess.CompletedProcess[str]":
+        program = f"{shlex.quote(sys.executable)} -m tradebench"
+        return subprocess.run(
+            ["bash", "-ec", command.replace("tradebench", program, 1)],
+            cwd=tmp_path,
+            env={**os.environ, "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert shell(run).returncode == 0
+    assert shell(check).returncode == 3  # there is no baseline yet
+    assert shell(make).returncode == 0
+    assert shell(run).returncode == 0
+    green = shell(check)
+    assert green.returncode == 0, green.stdout + green.stderr
+
+    file = tmp_path / "baselines" / "ci.json"
+    planted = re.sub(r'("peak_tensor_bytes": .*"values": \[)(\d)', r"\1 1", file.read_text())
+    file.write_text(planted)
+    red = shell(check)
+    assert red.returncode == 1
+    assert "regressed:" in red.stdout
+    assert "regressed" in (tmp_path / "summary.md").read_text()
+    assert (tmp_path / "junit.xml").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({}, "check latest --results r --md s --baseline b --confirm 1 --junit j"),
+        ({"POLICY": "p", "STRICT": "true"}, " --policy p --strict"),
+    ],
+)
+def test_the_action_says_what_its_inputs_ask_for(
+    tmp_path: Path, inputs: dict[str, str], expected: str
+) -> None:
+    action = YAML(typ="safe").load((ROOT / ".github/actions/check/action.yml").read_text())
+    step = next(step for step in action["runs"]["steps"] if step["name"] == "check")
+    given = dict.fromkeys(step["env"], "") | {"BASELINE": "b", "CONFIRM": "1", "RESULTS": "r"}
+    stub = tmp_path / "tradebench"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-e", "-c", step["run"]],
+        env={
+            **given,
+            "JUNIT": "j",
+            **inputs,
+            "GITHUB_STEP_SUMMARY": "s",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert expected in done.stdout
 
 
 if __name__ == "__main__":

@@ -334,6 +334,57 @@ def test_a_table_that_layers_share_belongs_to_none() -> None:
     ]
 
 
+def test_a_module_that_layers_share_belongs_to_none() -> None:
+    """As VeRA's random pair, which every layer has a name for."""
+    with recorder() as found:
+        with found.within("phase", "load"):
+            model = Model()
+            shared = nn.Linear(WIDTH, WIDTH, bias=False)
+            for layer in layers(model):
+                layer.shared = shared
+        model(torch.empty(TOKENS, WIDTH))
+        before = len(found.events)
+        kept = [(layer.proj.weight * shared.weight).detach() for layer in layers(model)]
+
+    assert len(kept) == 3
+    assert [layer for layer, event in story(found)[before:] if event == "aten.mul.Tensor"] == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_what_a_layer_has_from_an_earlier_call_tells_of_what_is_made_of_it() -> None:
+    """As the last layer's Hessian when all is pruned; then another model is called."""
+    with recorder() as found:
+        model = Model()
+        with found.within("phase", "compress"):
+            model(torch.empty(TOKENS, WIDTH))
+            sums = [layer.proj.weight.new_zeros(WIDTH) for layer in layers(model)]
+            layers(model)[-1](torch.empty(TOKENS, WIDTH))
+            kept = [each.exp() for each in sums]
+        with found.within("phase", "train"):
+            nn.Sequential(model)(torch.empty(TOKENS, WIDTH))
+
+    assert len(kept) == 3
+    assert [layer for layer, _ in operations(found, "aten.exp.default")] == [0, 1, 2]
+
+
+def test_what_is_made_from_nothing_is_of_the_layer_that_it_meets() -> None:
+    """As the rotations that OFT merges; the first is made where no layer is at hand."""
+    with recorder() as found:
+        with found.within("phase", "load"):
+            model = Model()
+        model(torch.empty(TOKENS, WIDTH))
+        with found.within("phase", "evaluate_after"), torch.no_grad():
+            for layer in layers(model):
+                made = torch.zeros(WIDTH, WIDTH)
+                made.add_(layer.proj.weight)
+                layer.proj.weight.add_(made.exp())
+
+    assert [layer for layer, _ in operations(found, "aten.exp.default")] == [OUTSIDE, 1, 2]
+
+
 def test_modules_put_into_a_known_model_are_learned_too() -> None:
     """As adapters are: who is called knows all, though it was called before."""
     with recorder() as found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tradebench.environment import Gpu
 from tradebench.runner.refusal import refuse
 from tradebench.techniques.fused_loss import FusedLoss
 from tradebench.trial import Trial
@@ -47,9 +48,13 @@ def test_an_illegal_point_keeps_all_of_its_reasons() -> None:
 FUSED: dict[str, object] = {"method": "fused"}
 
 
-@pytest.mark.parametrize(("gpu", "refused"), [(None, 1), ("NVIDIA H100 80GB HBM3", 0)])
+H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 * 2**30)
+A100 = Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 80 * 2**30)
+
+
+@pytest.mark.parametrize(("gpu", "refused"), [(None, 1), (H100, 0)])
 def test_what_runs_on_a_gpu_only_is_refused_without_one(
-    gpu: str | None, refused: int, monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu | None, refused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tradebench.environment.gpu", lambda: gpu)
     monkeypatch.setattr("tradebench.techniques.protocol.find_spec", lambda name: name)
@@ -57,6 +62,19 @@ def test_what_runs_on_a_gpu_only_is_refused_without_one(
 
     assert len(reasons) == refused
     assert all(reason.startswith(f"{FusedLoss.cuda_only}; predict it") for reason in reasons)
+
+
+@pytest.mark.parametrize(("gpu", "refused"), [(H100, 0), (A100, 1), (None, 0)])
+def test_what_this_gpu_is_too_old_for_is_refused(
+    gpu: Gpu | None, refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tradebench.environment.gpu", lambda: gpu)
+    monkeypatch.setattr("tradebench.techniques.protocol.find_spec", lambda name: name)
+
+    assert refuse(trial(precision={"method": "fp8"})) == (
+        "fp8 needs a GPU of compute capability 8.9 or later and NVIDIA A100-SXM4-80GB has 8.0; "
+        "use h100-80gb or another precision",
+    ) * bool(refused)
 
 
 def test_what_runs_on_a_gpu_only_is_legal_to_predict() -> None:

@@ -59,16 +59,17 @@ def result(
     reason: str | None = None,
     kind: Kind = "measured",
     model: dict[str, Any] | None = None,
+    budget: dict[str, Any] | None = None,
 ) -> Result:
     return Result(
         schema=SCHEMA,
         kind=kind,
         suite="s",
-        trial=digest([settings, model]),
+        trial=digest([settings, model, budget]),
         repeat=repeat,
         label=" + ".join(f["method"] for f in settings.values()) if label is None else label,
         model=model or {"name": "reference"},
-        budget={"steps": 1},
+        budget={"steps": 1, **(budget or {})},
         evaluate={"tasks": ["qa"]},
         settings=settings,
         status=status,
@@ -355,6 +356,61 @@ def test_a_slot_that_is_off_is_a_place_where_that_is_a_number() -> None:
     )
 
     assert found == {"ratio": [("fp32", [0, 0.5])]}
+
+
+def shaped(sequence: int, batch: int, accumulation: int, **values: float) -> Result:
+    budget = {"sequence": sequence, "batch": batch, "accumulation": accumulation}
+    return result(FP32, numbers(None, **values), budget=budget)
+
+
+def test_a_budget_that_the_grid_varies_is_an_axis() -> None:
+    found = lines(*(shaped(length, 4, 1, qa=0.5) for length in (64, 16, 32)))
+
+    assert found == {"sequence": [("fp32", [16, 32, 64])]}
+
+
+def test_a_step_cut_into_micro_batches_is_a_line_of_its_own() -> None:
+    found = lines(
+        *(shaped(32, *split, qa=0.5) for split in ((8, 1), (4, 2), (1, 8))),
+        shaped(32, 4, 1, qa=0.5),
+    )
+
+    assert found == {
+        "batch": [("fp32", [4, 8]), ("fp32, always 8 sequences a step", [1, 4, 8])],
+        "accumulation": [("fp32", [1, 2])],
+    }
+
+
+def test_points_that_train_on_less_are_not_compared_in_silence() -> None:
+    points = [shaped(32, 8, 1, memory=100, qa=0.5), shaped(16, 4, 1, memory=50, qa=0.4)]
+    group = group_of(*points)
+    note = "Points train on sequences of at most 16 and 32 tokens and on 4 and 8 sequences a step."
+    told = findings.findings(group)
+
+    assert group.training_note == note
+    assert group.accuracy_notes[-1] == note
+    assert f"{note} {tables.TRAINING}" in told
+    assert not any("less than" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize(("other", "shown"), [(64.0, False), (32.0, True)])
+def test_what_a_step_trains_on_has_a_column_where_it_differs(other: float, shown: bool) -> None:
+    steps = [Measurement(value=tokens, unit="1", better="more") for tokens in (64.0, other)]
+    group = group_of(
+        *(
+            result(settings, numbers(memory=1.0) | {"tokens_per_step": tokens})
+            for settings, tokens in zip((FP32, BF16), steps, strict=True)
+        )
+    )
+
+    assert ("Tokens per step" in [each.head for each in content.columns(group)]) == shown
+
+
+@pytest.mark.parametrize("split", [(8, 1), (2, 4)])
+def test_the_same_sequences_in_other_micro_batches_need_no_note(split: tuple[int, int]) -> None:
+    group = group_of(shaped(32, 8, 1, memory=100), shaped(32, *split, memory=50))
+
+    assert group.training_note == ""
 
 
 def test_points_without_values_are_in_no_series() -> None:

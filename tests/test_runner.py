@@ -15,7 +15,15 @@ from rich.console import Console
 
 from tradebench import environment, store
 from tradebench.errors import UserError
-from tradebench.result import DivergedError, Environment, Heartbeat, Measurement, Phase, Result
+from tradebench.result import (
+    DivergedError,
+    Environment,
+    Heartbeat,
+    Measurement,
+    Outcome,
+    Phase,
+    Result,
+)
 from tradebench.runner import process, template, verdict, worker
 from tradebench.runner.engines import Beat, Ended, Event, Started
 from tradebench.runner.history import History
@@ -289,7 +297,13 @@ def test_what_a_worker_finished_while_nobody_watched_is_adopted(sweep: Go, direc
     point = trial("a")
     base = environment.of_trial(environment.capture(), point)
     job = Job(
-        suite="s", trial=point.payload(), repeat=0, attempt=4, run=directory, environment=base
+        suite="s",
+        label="as the suite says",
+        trial=point.payload(),
+        repeat=0,
+        attempt=4,
+        run=directory,
+        environment=base,
     )
     job.write()
     finish(job)
@@ -303,6 +317,18 @@ def test_what_a_worker_finished_while_nobody_watched_is_adopted(sweep: Go, direc
     assert engine.names == ["a 1"]
     assert [result.attempt for result in summary.results] == [4, 0]
     assert not job.directory.exists()
+
+
+def test_a_worker_calls_a_point_what_its_suite_calls_it(directory: Path) -> None:
+    """Its budget may be another than the suite's, which a payload cannot say."""
+    point = trial("a").model_copy(update={"varied": ("sequence",)})
+    job = Job(
+        suite="s", label=point.label, trial=point.payload(), repeat=0, attempt=0, run=directory
+    )
+    made = worker.build(job, Trial.from_payload(job.trial), Outcome(), status="ok", reason=None)
+
+    assert made.label == "sequence 512"
+    assert made.trial == point.id
 
 
 def test_an_attempt_that_was_started_and_never_ended_keeps_its_number(directory: Path) -> None:
@@ -360,7 +386,9 @@ def test_two_writers_share_a_directory_and_know_of_each_other(sweep: Go, directo
 
 
 def test_a_writer_leaves_alone_what_another_is_about(sweep: Go, directory: Path) -> None:
-    theirs = Job(suite="s", trial=trial("a").payload(), repeat=0, attempt=0, run=directory / "one")
+    theirs = Job(
+        suite="s", label="l", trial=trial("a").payload(), repeat=0, attempt=0, run=directory / "one"
+    )
     theirs.write()
     finish(theirs)
     sweep(ScriptedEngine(), "b", options=Options(writer="two"))

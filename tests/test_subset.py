@@ -17,7 +17,7 @@ from tradebench.program.perform import feed, longest, prepare
 from tradebench.techniques import ContradictionError
 from tradebench.techniques.protocol import Example
 from tradebench.techniques.subset import Subset, place
-from tradebench.trial import Trial
+from tradebench.trial import Budget, Trial
 
 Make = Callable[..., Trial]
 Run = Callable[[Trial], tuple[nn.Module, tuple[float, ...], dict[str, Any]]]
@@ -31,8 +31,8 @@ def examples(count: int) -> list[Example]:
 
 def test_about_the_fraction_belongs_whatever_the_order() -> None:
     every = examples(2000)
-    chosen = Subset(fraction=0.25).examples(every, 4)
-    backwards = Subset(fraction=0.25).examples(every[::-1], 8)
+    chosen = Subset(fraction=0.25).examples(every, Budget(batch=4))
+    backwards = Subset(fraction=0.25).examples(every[::-1], Budget(batch=8))
 
     assert 400 < len(chosen) < 600
     assert backwards == chosen[::-1]
@@ -40,7 +40,7 @@ def test_about_the_fraction_belongs_whatever_the_order() -> None:
 
 def test_a_smaller_subset_is_part_of_a_larger_one() -> None:
     small, large = (
-        {each.tokens for each in Subset(fraction=fraction).examples(examples(200), 4)}
+        {each.tokens for each in Subset(fraction=fraction).examples(examples(200), Budget(batch=4))}
         for fraction in (0.2, 0.6)
     )
 
@@ -51,7 +51,7 @@ def test_an_empty_subset_is_an_error_of_one_line() -> None:
     outside = [each for each in examples(50) if place(each.tokens) >= 0.3]
 
     with pytest.raises(UserError, match=r"falls into subset fraction 0\.3: raise data\.fraction"):
-        Subset(fraction=0.3).examples(outside, 4)
+        Subset(fraction=0.3).examples(outside, Budget(batch=4))
 
 
 @pytest.fixture(scope="module")

@@ -369,6 +369,66 @@ def test_a_trial_of_a_suite_survives_its_payload() -> None:
         assert Trial.from_payload(json.loads(json.dumps(trial.payload()))) == trial
 
 
+# Budgets that a grid varies.
+
+SHAPED = "budget: {sequence: 32, batch: 8}\n"
+
+
+def test_a_grid_may_vary_the_shape_of_the_budget() -> None:
+    trials = suite(f"{SHAPED}grid: {{budget: {{sequence: [16, 32], batch: [4, 8]}}}}\n").trials()
+
+    assert [(t.budget.sequence, t.budget.batch, t.budget.accumulation) for t in trials] == [
+        (16, 4, 1),
+        (16, 8, 1),
+        (32, 4, 1),
+        (32, 8, 1),
+    ]
+    assert [trial.label for trial in trials] == [
+        "sequence 16 + batch 4",
+        "sequence 16",
+        "batch 4",
+        "baseline",
+    ]
+    assert len({trial.id for trial in trials}) == 4
+
+
+def test_a_budget_in_a_grid_goes_with_every_slot() -> None:
+    grid = f"{SHAPED}grid: {{precision: [fp32, bf16], budget: [{{}}, {{sequence: 16}}]}}\n"
+
+    assert labels(grid) == ["fp32", "fp32 + sequence 16", "bf16", "bf16 + sequence 16"]
+    assert labels(f"{grid}design: each\n") == ["fp32", "bf16", "fp32 + sequence 16"]
+
+
+def test_points_of_a_list_may_have_budgets_of_their_own() -> None:
+    grid = "design: list\ngrid:\n  - {precision: bf16}\n  - {precision: bf16, budget: {batch: 2}}\n"
+
+    assert labels(f"{SHAPED}{grid}") == ["bf16", "bf16 + batch 2"]
+
+
+def test_a_point_is_the_same_whether_suite_or_grid_names_its_budget() -> None:
+    (one,) = suite("budget: {sequence: 16}\ngrid: {precision: bf16}\n").trials()
+    (other,) = suite("grid: {precision: bf16, budget: {sequence: 16}}\n").trials()
+
+    assert (one.id, one.label) == (other.id, "bf16")
+    assert other.label == "bf16 + sequence 16"
+
+
+def test_exclude_and_repeats_know_budgets() -> None:
+    loaded = suite(
+        f"{SHAPED}grid: {{checkpointing: [off, full], budget: {{sequence: [16, 32, 64]}}}}\n"
+        "exclude: [{budget: {sequence: [64]}, checkpointing: off}]\n"
+        "repeats_where: [{match: {budget: {sequence: 32, batch: 8}}, repeats: 3}]\n"
+    )
+
+    assert {trial.label: loaded.repeats_of(trial) for trial in loaded.trials()} == {
+        "sequence 16": 1,
+        "baseline": 3,
+        "checkpointing 1 + sequence 16": 1,
+        "checkpointing 1": 3,
+        "checkpointing 1 + sequence 64": 1,
+    }
+
+
 # Exclude and repeats.
 
 GRID = "grid: {precision: [fp32, bf16], adapters: [off, {method: lora, rank: [1, 4, 16]}]}\n"
@@ -693,6 +753,29 @@ def test_a_wrong_key_is_one_line(body: str, line: str) -> None:
         ("grid: {checkpointing: }\n", "3: checkpointing must be off, a method, or a mapping"),
         ("grid: {checkpointing: []}\n", "3: checkpointing has no alternative; write off"),
         ("grid: {checkpointing: {ratio: []}}\n", "3: ratio has no alternative"),
+        (
+            "grid:\n  budget:\n    - sequence: 16\n    - steps: 5\n",
+            "6: a grid varies sequence, batch or accumulation of the budget, and steps is the "
+            "suite's own, so that its points compare",
+        ),
+        (
+            "grid:\n  budget:\n    seqence: 16\n",
+            "5: unknown setting of budget: 'seqence', did you mean 'sequence'?",
+        ),
+        (
+            "grid:\n  budget:\n    sequence: [16,\n      1]\n",
+            "6: budget: sequence must be at least 2, not 1",
+        ),
+        (
+            "grid: {budget: {batch: 1.5}}\n",
+            "3: budget: batch must be a whole number, not 1.5",
+        ),
+        ("grid: {budget: off}\n", "3: budget in a grid must be a mapping, not 'off'"),
+        ("grid: {budget: []}\n", "3: budget has no alternative"),
+        (
+            "grid:\n  precision: bf16\n  sequence: [16, 32]\n",
+            "5: sequence belongs to the budget; write budget: {sequence: ...}",
+        ),
     ],
 )
 def test_a_wrong_grid_is_one_line(grid: str, line: str) -> None:
@@ -794,6 +877,27 @@ def test_the_schema_accepts_the_shipped_suites(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "grid",
+    [
+        # Methods of several classes, in several mappings and in one.
+        "{optimizer: [{method: adafactor}, {method: galore, rank: 8}]}",
+        "{optimizer: {method: [adafactor, galore], in_backward: [true, false]}}",
+        "{adapters: [off, {method: [lora, vera], rank: [4, 8]}]}",
+        "{adapters: {method: [lora, rslora], rank: 4}}",
+        "{quantization: {method: [rtn, auto-gptq], bits: [2, 3]}, adapters: lora}",
+        "{budget: {sequence: [16, 32], batch: 4}}",
+        "{budget: [{}, {batch: 4, accumulation: 2}]}",
+    ],
+)
+def test_the_schema_accepts_what_the_reader_accepts(grid: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    text = f"{HEAD}grid: {grid}\n"
+
+    assert Suite.parse(text, "x.yaml").trials()
+    jsonschema.validate(YAML(typ="safe").load(text), suite_schema())
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "grid: {qantization: nf4}",
@@ -801,6 +905,11 @@ def test_the_schema_accepts_the_shipped_suites(path: Path) -> None:
         "grid: {adapters: {method: lora, rnk: 4}}",
         "grid: {adapters: {method: lora, rank: [4, x]}}",
         "grid: {checkpointing: {ratio: 1.5}}",
+        "grid: {budget: {steps: [4, 8]}}",
+        "grid: {budget: off}",
+        "grid: {budget: {sequence: [16, 1]}}",
+        "grid: {adapters: {method: [lora, oft], rank: 4}}",
+        "grid: {adapters: {method: [lora, nope]}}",
         "grid: {}\nmodle: x",
         "grid: {}\nobjectives: [speed]",
         "grid: {}\nrepeats: 0",
@@ -825,6 +934,7 @@ def test_the_schema_refuses_what_the_reader_refuses(body: str) -> None:
         ("llama-3.2-1b", 312, 312),
         ("ladder", 7, 21),
         ("llama-3.3-70b-ladder", 7, 7),
+        ("llama-3.3-70b-sequence", 12, 12),
     ],
 )
 def test_the_shipped_suites_have_the_points_they_promise(name: str, legal: int, runs: int) -> None:
@@ -847,6 +957,7 @@ def test_every_shipped_suite_is_promised_something() -> None:
         "llama-3.2-1b",
         "ladder",
         "llama-3.3-70b-ladder",
+        "llama-3.3-70b-sequence",
         # These grow with the catalogue: tests/test_shipped_suites.py says what they promise.
         "catalogue",
         "claims",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tradebench import store
 from tradebench.result import digest
-from tradebench.trial import Budget, Model, Trial
+from tradebench.trial import SHAPE, Budget, Model, Trial, reshaped
 
 EXAMPLE = Path(__file__).parents[1] / "results" / "quickstart-full" / "example"
 PAYLOAD = {
@@ -53,6 +54,37 @@ def test_an_id_is_the_digest_of_all_that_is_said() -> None:
 
     assert trial.id == digest(trial.payload())
     assert trial.payload().keys() == PAYLOAD.keys()
+
+
+def test_what_a_suite_varies_is_in_the_label_alone() -> None:
+    trial = Trial.from_payload({**PAYLOAD, "budget": {"sequence": 64}})
+    varied = trial.model_copy(update={"varied": ("sequence",)})
+
+    assert (trial.label, varied.label) == (
+        "checkpointing 0.5",
+        "checkpointing 0.5 + sequence 64",
+    )
+    assert varied.id == trial.id
+    assert varied.model_dump() == trial.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        ((32, 8, 1), (32, 8, 1), ()),
+        ((32, 8, 1), (16, 8, 1), (("sequence",),)),
+        ((32, 8, 1), (32, 2, 4), (("batch", "accumulation"),)),
+        ((32, 8, 1), (32, 2, 2), (("batch",), ("accumulation",))),
+        ((32, 8, 1), (16, 4, 2), (("sequence",), ("batch", "accumulation"))),
+        ((32, 8, 1), (32, 8, 2), (("accumulation",),)),
+    ],
+)
+def test_a_step_cut_into_other_micro_batches_is_one_change(
+    before: Sequence[int], after: Sequence[int], changes: Sequence[Sequence[str]]
+) -> None:
+    one, other = (dict(zip(SHAPE, values, strict=True)) for values in (before, after))
+
+    assert reshaped(one, other) == changes
 
 
 def test_what_is_not_cut_short_says_nothing_of_layers() -> None:

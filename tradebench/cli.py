@@ -20,7 +20,9 @@ from tradebench.errors import UserError
 
 if TYPE_CHECKING:
     from tradebench.published.comparison import Prediction
-    from tradebench.result import Result
+    from tradebench.regression.baseline import Baseline
+    from tradebench.regression.gate import Check
+    from tradebench.result import Kind, Result
     from tradebench.store import Run
     from tradebench.suite import Shard, Suite
     from tradebench.trial import Trial
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 NOT_MET = 1  # a limit that was required
 FAILED = 5  # a trial failed unexpectedly
 INTERRUPTED = 130
+RUNS = 2  # that are compared
+COMMITS_AND_SUITE = 3
 REPORTED_STEPS = 100  # steps of a build between two lines of progress
 WIDE = 120  # columns of a terminal that has room for sources
 UNEXPECTED = frozenset({"failed", "timeout", "killed"})
@@ -44,6 +48,10 @@ suite_app = typer.Typer(
 reference_app = typer.Typer(
     help="The small model that accuracy is measured on.", no_args_is_help=True
 )
+baseline_app = typer.Typer(
+    help="Keep what later runs are held against, in files to commit.", no_args_is_help=True
+)
+app.add_typer(baseline_app, name="baseline")
 app.add_typer(suite_app, name="suite")
 app.add_typer(reference_app, name="reference")
 
@@ -67,6 +75,33 @@ class Isolation(StrEnum):
     EXEC = "exec"
 
 
+class Evidence(StrEnum):
+    """The kinds of evidence that a point can be."""
+
+    MEASURED = "measured"
+    PREDICTED = "predicted"
+    PUBLISHED = "published"
+
+
+class Exported(StrEnum):
+    """The formats that runs are written in for other tools."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+    PYTEST_BENCHMARK = "pytest-benchmark"
+    OTAVA = "otava"
+    MLFLOW = "mlflow"
+    WANDB = "wandb"
+
+
+class Imported(StrEnum):
+    """The tools whose results are read."""
+
+    PEFT = "peft"
+    OPTIMUM_BENCHMARK = "optimum-benchmark"
+    PYTEST_BENCHMARK = "pytest-benchmark"
+
+
 class Engine(StrEnum):
     """Where trials run."""
 
@@ -88,6 +123,24 @@ FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]
 ResultsOption = Annotated[
     Path, typer.Option("--results", help="the folder that holds runs", file_okay=False)
 ]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(help="a TOML file that says what counts as worse", show_default=False),
+]
+KindOption = Annotated[
+    list[Evidence] | None,
+    typer.Option(help="which kind of evidence; measured where there is any, else predicted"),
+]
+FlaggedOption = Annotated[
+    bool, typer.Option(help="take runs whose files differed from their commit all the same")
+]
+RunsArgument = Annotated[
+    list[str], typer.Argument(help="run directories, or latest", show_default=False)
+]
+BaselineOption = Annotated[
+    Path, typer.Option("--out", "-o", help="the baseline file", show_default=False)
+]
+BaselineArgument = Annotated[Path, typer.Argument(help="a baseline file", show_default=False)]
 SuiteArgument = Annotated[Path, typer.Argument(help="a suite file", show_default=False)]
 
 
@@ -440,6 +493,362 @@ def report_command(
             _print_json("report", {"files": files, "results": _results(found.results)})
         case _:
             _print_summary(found, target)
+
+
+@app.command(name="check")
+def check_command(
+    run: Annotated[str, typer.Argument(help="a run directory, or latest")] = "latest",
+    *,
+    baseline: Annotated[Path, typer.Option(help="what `baseline set` wrote", show_default=False)],
+    policy: PolicyOption = None,
+    confirm: Annotated[
+        int, typer.Option(min=0, help="run what regressed again, so many times, to be sure")
+    ] = 0,
+    strict: Annotated[
+        bool, typer.Option(help="end with 4 where it is inconclusive or partly incomparable")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option(help="do not mind points that the run does not have")
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(help="write JUnit XML here")] = None,
+    md: Annotated[Path | None, typer.Option(help="write a Markdown summary here")] = None,
+    results: ResultsOption = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Hold a run against a baseline, to see whether memory, step time or accuracy got worse.
+
+    Ends with 0, with 1 for a regression, with 3 where a point is missing or nothing can be
+    compared, and with 4 where it is inconclusive and --strict was asked for.
+    """
+    from tradebench.commands import gating
+    from tradebench.regression import baseline as baselines
+    from tradebench.regression import summary
+
+    held = baselines.load(baseline)
+    (found,) = gating.load(results, [run], _note)
+    made = gating.check(found, held, policy_file=policy, confirm=confirm, note=_note)
+    code = made.exit_code(strict=strict, allow_missing=allow_missing)
+    if junit is not None:
+        _write(junit, summary.junit(made, str(found.header["suite"])))
+    if md is not None:
+        _write(md, summary.markdown(made, code))
+    _print_check("check", made, code, form)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    sides: Annotated[
+        list[str],
+        typer.Argument(help="two runs; with --ab two git commits and a suite", metavar="A B"),
+    ],
+    ab: Annotated[
+        bool, typer.Option("--ab", help="run two commits in turn on this machine, and compare")
+    ] = False,
+    pairs: Annotated[int, typer.Option(min=2, help="how often each commit runs, with --ab")] = 5,
+    policy: PolicyOption = None,
+    kind: KindOption = None,
+    fail: Annotated[bool, typer.Option(help="end as `check` does, with 1 if B is worse")] = False,
+    results: ResultsOption = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Hold run B against run A; with --ab, commit B against commit A.
+
+    `compare --ab main HEAD suites/mine.yaml` runs both in turn (A B B A ...), each in a checkout of
+    its own, so that what drifts on the machine hits both alike. It is the most sensitive test of
+    step time there is here.
+    """
+    from tradebench.commands import gating
+
+    if ab:
+        from tradebench.commands.turns import in_turn
+
+        if len(sides) != COMMITS_AND_SUITE:
+            raise UserError("--ab takes two commits and a suite: compare --ab main HEAD SUITE")
+        made = in_turn(
+            (sides[0], sides[1]),
+            Path(sides[2]),
+            results,
+            pairs=pairs,
+            policy_file=policy,
+            note=_note,
+        )
+    else:
+        if len(sides) != RUNS:
+            raise UserError("compare takes two runs; --ab takes two commits and a suite")
+        base, new = gating.load(results, sides, _note)
+        made = gating.compare(base, new, policy_file=policy, kinds=_kinds(kind))
+    code = made.exit_code()
+    _print_check("compare", made, code, form)
+    if code and (fail or not made.compared):
+        raise typer.Exit(code)
+
+
+@app.command()
+def noise(
+    what: Annotated[
+        list[str], typer.Argument(help="a suite to run, or runs there are", show_default=False)
+    ],
+    runs: Annotated[int, typer.Option(min=2, help="how often to run a suite")] = 8,
+    policy: PolicyOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="write the proposed policy here")
+    ] = None,
+    results: ResultsOption = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Measure how far runs of the same code differ, and propose a policy from that.
+
+    The runs may be made into a baseline afterwards: they are runs like any other.
+    """
+    from tradebench.commands import gating, repetition
+    from tradebench.regression import noise as spreads
+    from tradebench.regression.policy import Policy, load
+    from tradebench.suite import Suite
+
+    rules = Policy() if policy is None else load(policy)
+    if len(what) == 1 and Path(what[0]).suffix in (".yaml", ".yml"):
+        made = repetition.runs_of(Suite.load(what[0]), results, runs=runs, note=_note)
+    else:
+        made = gating.load(results, what, _note)
+    found = spreads.measure(repetition.alike(made), rules)
+    proposed = spreads.proposal(found, rules)
+    if out is not None:
+        _write(out, proposed + "\n")
+    names = [str(run.directory) for run in made]
+    if form is Format.JSON:
+        content = {"runs": names, "metrics": spreads.payload(found), "policy": proposed}
+        _print_json("noise", content)
+        return
+    typer.echo(f"{spreads.text(found)}\n\n{proposed}\n")
+    typer.echo(f"runs: {' '.join(names)}")
+
+
+@app.command()
+def history(
+    suite: Annotated[
+        str | None, typer.Argument(help="a suite's name; the one that ran last")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="which measurement")] = "step_seconds",
+    last: Annotated[int, typer.Option(min=1, help="the newest so many runs")] = 50,
+    least: Annotated[str, typer.Option(help="do not mark smaller changes")] = "1%",
+    change_points: Annotated[
+        bool, typer.Option(help="mark where a series moved to another level, as advice")
+    ] = True,
+    results: ResultsOption = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Print a metric over the runs of a suite, a line per point, with where its level changed."""
+    from dataclasses import asdict
+
+    from tradebench.commands import repetition
+    from tradebench.regression import history as past
+    from tradebench.regression.policy import Amount
+
+    try:
+        share = Amount.parse(least).relative
+    except ValueError as error:
+        raise UserError(f"--least: {error}") from None
+    name, sample = repetition.past(results, suite, last=last, note=_note)
+    found = past.series(sample, metric, least=share, change_points=change_points)
+    if not found:
+        known = sorted({each for point in sample.points for each in point.metrics})
+        raise UserError(f"no run of {name} has {metric!r}; there are {', '.join(known)}")
+    if form is Format.JSON:
+        _print_json("history", {"suite": name, "series": [asdict(each) for each in found]})
+        return
+    typer.echo(past.text(name, found))
+
+
+@app.command(name="export")
+def export_command(
+    runs: Annotated[list[str], typer.Argument(help="run directories, or latest")],
+    to: Annotated[Exported, typer.Option(help="the format", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="a file; a folder for otava and wandb", show_default=False
+        ),
+    ],
+    results: ResultsOption = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Write runs as another tool reads them: a table, a benchmark file, a tracker's runs."""
+    from tradebench import exchange
+    from tradebench.commands import gating
+
+    write = exchange.writer(to.value)
+    try:
+        written = write(gating.load(results, runs, _note), out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
+    if form is Format.JSON:
+        _print_json("export", {"written": written})
+        return
+    for each in written:
+        typer.echo(each)
+
+
+@app.command(name="import")
+def import_command(
+    files: Annotated[list[Path], typer.Argument(help="JSON files", exists=True, dir_okay=False)],
+    source: Annotated[Imported, typer.Option("--from", help="what wrote them")],
+    name: Annotated[
+        str | None, typer.Option(help="the suite they are to belong to; imported-<source>")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the folder that holds runs")] = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Read what another tool has measured into a run, with its known errors put right.
+
+    Every Result says in its warnings where it came from and what was changed.
+    """
+    from tradebench.commands import exchanging
+
+    suite = name or f"imported-{source.value}"
+    run = exchanging.take_in(files, source.value, suite, out)
+    if form is Format.JSON:
+        _print_json("import", {"run": str(run.directory), "results": _results(run.results)})
+        return
+    for result in run.results:
+        typer.echo(f"{result.label}: {' '.join(result.warnings)}")
+    typer.echo(f"run: {run.directory}")
+
+
+def _print_check(command: str, made: Check, code: int, form: Format) -> None:
+    from tradebench.regression import summary
+
+    match form:
+        case Format.JSON:
+            _print_json(command, summary.payload(made, code))
+        case Format.MARKDOWN:
+            typer.echo(summary.markdown(made, code), nl=False)
+        case Format.TEXT:
+            typer.echo(summary.text(made, code))
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _kinds(given: Sequence[Evidence] | None) -> tuple[Kind, ...] | None:
+    names: Mapping[Evidence, Kind] = {
+        Evidence.MEASURED: "measured",
+        Evidence.PREDICTED: "predicted",
+        Evidence.PUBLISHED: "published",
+    }
+    return tuple(names[each] for each in given) if given else None
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None
+
+
+@baseline_app.command(name="set")
+def set_baseline(
+    runs: RunsArgument,
+    out: BaselineOption,
+    kind: KindOption = None,
+    policy: PolicyOption = None,
+    reason: Annotated[str | None, typer.Option(help="why, for whoever reads the file")] = None,
+    allow_flagged: FlaggedOption = False,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Make a baseline of one or more runs, to be committed and reviewed.
+
+    Five runs or more show their own noise; fewer lean on the policy's. Beside FILE lies
+    FILE.items.gz with the answers to every test item: commit both.
+    """
+    from tradebench.commands import gating
+    from tradebench.regression import baseline as baselines
+
+    made = gating.make_baseline(
+        gating.load(results, runs, _note),
+        kinds=_kinds(kind),
+        policy_file=policy,
+        reason=reason,
+        allow_flagged=allow_flagged,
+    )
+    baselines.save(made, out)
+    _say_baseline(made, out)
+
+
+@baseline_app.command(name="add")
+def add_to_baseline(
+    runs: RunsArgument,
+    out: BaselineOption,
+    allow_flagged: FlaggedOption = False,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Add runs of the same code to a baseline, so that smaller changes are found."""
+    from tradebench.commands import gating
+    from tradebench.regression import baseline as baselines
+
+    made = gating.add_to_baseline(
+        baselines.load(out), gating.load(results, runs, _note), allow_flagged=allow_flagged
+    )
+    baselines.save(made, out)
+    _say_baseline(made, out)
+
+
+@baseline_app.command(name="show")
+def show_baseline(file: BaselineArgument, form: FormatOption = Format.TEXT) -> None:
+    """Print what a baseline holds, and from what change on it would notice one."""
+    from tradebench.regression import baseline as baselines
+    from tradebench.regression import contents
+
+    held = baselines.load(file)
+    if form is Format.JSON:
+        _print_json("baseline", {"file": str(file), **contents.payload(held)})
+        return
+    typer.echo(contents.text(held))
+
+
+@baseline_app.command(name="diff")
+def diff_baselines(
+    old: BaselineArgument,
+    new: Annotated[Path, typer.Argument(help="another one", show_default=False)],
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Print what one baseline says otherwise than another: what a review should look at."""
+    from dataclasses import asdict
+
+    from tradebench.commands import gating
+    from tradebench.regression import baseline as baselines
+    from tradebench.regression import summary
+
+    found = gating.differences(baselines.load(old), baselines.load(new))
+    if form is Format.JSON:
+        _print_json("baseline", {"verdicts": [asdict(each) for each in found]})
+        return
+    typer.echo(summary.table(found) if found else "they say the same")
+
+
+@baseline_app.command(name="prune")
+def prune_baseline(
+    file: BaselineArgument,
+    keep: Annotated[int | None, typer.Option(min=1, help="the newest so many runs")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="a run to remove; repeatable")] = None,
+) -> None:
+    """Remove runs from a baseline: the oldest ones, or those that are named."""
+    from tradebench.regression import baseline as baselines
+
+    if keep is None and not drop:
+        raise UserError("say which runs to remove: --keep N for the newest N, or --drop RUN")
+    made = baselines.pruned(baselines.load(file), keep=keep, drop=drop or ())
+    baselines.save(made, file)
+    _say_baseline(made, file)
+
+
+def _say_baseline(made: Baseline, file: Path) -> None:
+    from tradebench.report.units import count
+
+    sample = made.sample
+    typer.echo(f"{file}: {count(len(sample.points), 'point')}, {count(len(sample.runs), 'run')}")
 
 
 @app.command()

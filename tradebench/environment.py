@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import tradebench
 from tradebench.result import Environment
@@ -40,7 +40,10 @@ PACKAGES = (
 )
 
 # What every measured number depends on, besides the technique's own file.
-_PROGRAM = ("program", "worlds", "techniques/protocol.py", "techniques/targets.py")
+_PROGRAM = (
+    *("program", "worlds", "techniques/protocol.py"),
+    *("techniques/stored.py", "techniques/targets.py"),
+)
 # The same for trials of the reference model or on its data; the checksums stand for both.
 _REFERENCE = ("reference/checksums.json", "reference/tasks")
 
@@ -169,13 +172,25 @@ def _memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def gpu() -> str | None:
-    """The name of this machine's first GPU; None where there is none, or its driver is silent."""
+class Gpu(NamedTuple):
+    """A GPU of this machine, as NVIDIA's driver describes it."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+
+
+def gpu() -> Gpu | None:
+    """This machine's first GPU; None where there is none, or its driver is silent."""
     try:
         found, _ = _gpus()
     except RuntimeError:
         return None
-    return str(found[0]["name"]) if found else None
+    if not found:
+        return None
+    first = found[0]
+    major, minor = map(int, first["compute_capability"].split("."))
+    return Gpu(first["name"], (major, minor), first["memory_bytes"])
 
 
 def gpus() -> int:

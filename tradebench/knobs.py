@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tradebench.result import digest
-from tradebench.trial import Trial
-
-BUDGET = "budget"
+from tradebench.trial import BUDGET, Trial
 
 
 class Knob(NamedTuple):

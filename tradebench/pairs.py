@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 T = TypeVar("T")
-Verdict = Literal["works", "works beside lora", "refused"]
+Verdict = Literal["works", "works beside lora", "works beside nf4", "refused"]
 
-BESIDE = ("adapters", "lora")  # what lets weights train that take no gradient themselves
-MARKS: Mapping[Verdict, str] = {"works": "+", "works beside lora": "L", "refused": "x"}
+MARKS: Mapping[Verdict, str] = {
+    "works": "+",
+    "works beside lora": "L",
+    "works beside nf4": "N",
+    "refused": "x",
+}
 MOST_COLUMNS = 10_000
-KEY = "+ works · L works beside lora · x refused, for the numbered reason · blank: one slot"
+KEY = (
+    "+ works · L works beside lora · N works beside nf4 · x refused, for the numbered reason · "
+    "blank: one slot"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -37,6 +44,13 @@ class Name:
 
     def __str__(self) -> str:
         return f"{self.slot} {self.method}"
+
+
+# What lets weights train that take no gradient themselves, and what adapters may start from.
+HELPERS: Mapping[Verdict, Name] = {
+    "works beside lora": Name("adapters", "lora"),
+    "works beside nf4": Name("quantization", "nf4"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +143,22 @@ def _pair(first: Name, second: Name) -> Pair:
     against = alone.conflicts()
     if not against:
         return Pair(first=first, second=second, verdict="works", cautions=alone.cautions())
-    helper = Name(*BESIDE)
-    if helper.slot in (first.slot, second.slot) or helper.method not in catalogue()[helper.slot]:
+    standing = []
+    for verdict, helper in HELPERS.items():
+        if (
+            helper.slot in (first.slot, second.slot)
+            or helper.method not in catalogue()[helper.slot]
+        ):
+            continue
+        beside = _trial((*parts, _made(helper)))
+        still = beside.conflicts()
+        if not still:
+            return Pair(first=first, second=second, verdict=verdict, cautions=beside.cautions())
+        standing.append(still)
+    if not standing:
         return Pair(first=first, second=second, verdict="refused", reasons=against)
-    beside = _trial((*parts, _made(helper)))
-    still = beside.conflicts()
-    if not still:
-        return Pair(
-            first=first, second=second, verdict="works beside lora", cautions=beside.cautions()
-        )
-    # What stands against the two with and without lora is what keeps them apart. Where nothing
+    still = standing[0]
+    # What stands against the two with and without help is what keeps them apart. Where nothing
     # does, it is what stands against neither alone, and else each way has a reason of its own.
     own = {reason for part in parts for reason in _trial((part,)).conflicts()}
     both = [reason for reason in against if reason in still]

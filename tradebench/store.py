@@ -127,7 +127,7 @@ def create_run(
     for folder in ("items", "logs"):
         (directory / folder).mkdir(parents=True, exist_ok=name is not None)
     full = {"schema": SCHEMA, "suite": suite, **header, "started": timestamp(now), "ended": None}
-    with _beside(directory / HEADER, _json(full)) as temporary:
+    with _beside(directory / HEADER, _json(full).encode()) as temporary:
         # Unlike a rename, a link never takes the place of what another machine was first to write.
         try:
             os.link(temporary, directory / HEADER)
@@ -330,7 +330,12 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: readers see the old one or the new one, never a part."""
-    with _beside(path, text) as temporary:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for a file that is not text."""
+    with _beside(path, content) as temporary:
         temporary.replace(path)
     _sync_directory(path.parent)
 
@@ -384,11 +389,11 @@ def _lines(file: Path) -> Sequence[tuple[int, bytes]]:
 
 
 @contextlib.contextmanager
-def _beside(path: Path, text: str) -> Iterator[Path]:
-    """A new file beside `path` with this text, on disk; no other machine has one of its name."""
+def _beside(path: Path, content: bytes) -> Iterator[Path]:
+    """A new file beside `path` with this content, on disk; no other machine has one of its name."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     yield temporary

@@ -15,10 +15,18 @@ from pydantic import (
     model_serializer,
 )
 
+from tradebench import devices
 from tradebench.result import canonical_json, digest
 from tradebench.techniques import Stage, Technique
+from tradebench.techniques.stored import misread
 
 T = TypeVar("T", bound=Technique)
+
+BUDGET = "budget"
+# The fields of a budget in which points of one suite may differ. Each changes what a step needs;
+# the others say how long training goes on and on what, and are the same for whatever is compared.
+SHAPE = ("sequence", "batch", "accumulation")
+SPLIT = ("batch", "accumulation")
 
 
 class Settings(BaseModel):
@@ -103,7 +111,11 @@ class Evaluate(Settings):
 
 
 class Trial(BaseModel):
-    """One point of a suite. `techniques` are kept in stage order, at most one per slot."""
+    """One point of a suite. `techniques` are kept in stage order, at most one per slot.
+
+    `varied` names the fields in which the budget is another than the suite's. It is there for the
+    label: the budget says the same, and the id knows nothing of it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
@@ -111,6 +123,7 @@ class Trial(BaseModel):
     budget: Budget = Budget()
     evaluate: Evaluate = Evaluate()
     techniques: tuple[Technique, ...] = ()
+    varied: tuple[str, ...] = Field((), exclude=True)
 
     def model_post_init(self, context: object, /) -> None:
         """Bring the techniques into stage order, so that equal points are equal values."""
@@ -138,8 +151,18 @@ class Trial(BaseModel):
 
     @property
     def label(self) -> str:
-        """What people read: the techniques in order, or `baseline` where there are none."""
-        return " + ".join(part.label for part in self.techniques) or "baseline"
+        """What people read: the techniques in order, then what else the suite varies.
+
+        `baseline` where there is neither.
+        """
+        words = [part.label for part in self.techniques]
+        words += [f"{field} {getattr(self.budget, field)}" for field in self.varied]
+        return " + ".join(words) or "baseline"
+
+    @property
+    def described(self) -> dict[str, dict[str, Any]]:
+        """The settings, and what of the budget a suite may vary, as `exclude` names them."""
+        return {**self.settings, BUDGET: {name: getattr(self.budget, name) for name in SHAPE}}
 
     @property
     def ranks(self) -> int:
@@ -194,11 +217,40 @@ class Trial(BaseModel):
 
     def conflicts(self) -> tuple[str, ...]:
         """Every reason why this point is illegal; empty where it can run."""
-        return tuple(reason for part in self.techniques for reason in part.conflicts(self))
+        packed = misread(self.model, self.settings.get("quantization", {}))
+        own = [reason for part in self.techniques for reason in part.conflicts(self)]
+        return (*packed, *own)
+
+    def beyond(
+        self, gpu: str, capability: tuple[int, int] | None, memory_bytes: int
+    ) -> tuple[str, ...]:
+        """Why a GPU of this name, compute capability and memory cannot run it; AMD's have none.
+
+        Each reason comes with a remedy.
+        """
+        reasons = []
+        for part in self.techniques:
+            if capability is None and not part.amd:
+                lack = f"runs on NVIDIA's GPUs only and {gpu} is none"
+            elif capability is not None and capability < (part.capability or (0, 0)):
+                lack = (
+                    f"needs a GPU of compute capability {_dotted(part.capability)} or later and "
+                    f"{gpu} has {_dotted(capability)}"
+                )
+            else:
+                continue
+            other = devices.able(part.capability or (0, 0), memory_bytes).id
+            reasons.append(f"{part.method} {lack}; use {other} or another {part.slot}")
+        return tuple(reasons)
 
     def cautions(self) -> tuple[str, ...]:
         """What a reader of this point's numbers must know."""
         return tuple(note for part in self.techniques for note in part.cautions(self))
+
+
+def _dotted(capability: tuple[int, int] | None) -> str:
+    major, minor = capability or (0, 0)
+    return f"{major}.{minor}"
 
 
 def changed(before: Technique, after: Technique) -> tuple[str, ...]:
@@ -208,6 +260,22 @@ def changed(before: Technique, after: Technique) -> tuple[str, ...]:
     """
     names = {**before.settings(), **after.settings()}
     return tuple(name for name in names if _differs(name, before, after))
+
+
+def reshaped(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """The changes from one budget's shape to another's, each by its fields.
+
+    Smaller micro-batches and as many more of them to a step are one change: the step is the same.
+    """
+    names = tuple(name for name in SHAPE if before.get(name) != after.get(name))
+    if names[-2:] == SPLIT and sequences(before) == sequences(after):
+        return (*((name,) for name in names[:-2]), SPLIT)
+    return tuple((name,) for name in names)
+
+
+def sequences(budget: Mapping[str, Any]) -> int:
+    """How many sequences an optimizer step of a budget sees, on every rank."""
+    return math.prod(int(budget.get(name, 1)) for name in SPLIT)
 
 
 def _differs(name: str, before: Technique, after: Technique) -> bool:

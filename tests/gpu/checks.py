@@ -9,6 +9,8 @@ import pytest
 
 from gpu.section import Bench
 
+TESTS = Path(__file__).with_name("test_cuda.py")
+
 
 class Notes:
     """Keeps what came of every test."""
@@ -34,7 +36,7 @@ def run(bench: Bench, name: str) -> None:
     """
     notes = Notes()
     words = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
-    code = pytest.main([*words, str(Path(__file__).parent)], plugins=[notes])
+    code = pytest.main([*words, str(TESTS)], plugins=[notes])
     bench.write(
         "checks",
         {

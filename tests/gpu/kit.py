@@ -34,6 +34,8 @@ PLATFORMS = tuple(
 PACKAGES: Mapping[str, Sequence[str]] = {
     "adapters": ("peft", "accelerate", "psutil"),
     "quantization": ("bitsandbytes",),
+    "fp8 and small states": ("torchao",),
+    "the fused loss": ("liger-kernel",),
     "trials and suites": (
         *("pydantic", "pydantic_core", "annotated-types", "typing_extensions"),
         *("typing-inspection", "ruamel.yaml"),
@@ -45,6 +47,7 @@ PACKAGES: Mapping[str, Sequence[str]] = {
     "readings of the driver": ("nvidia-ml-py",),
     "tests": ("pytest", "pluggy", "iniconfig"),
 }
+TESTS = ("test", "tests")  # torchao's lie beside it, where they would hide Python's own
 # bitsandbytes brings a library for every CUDA and ROCm. That of CUDA 13.0 serves any 13.x: it is
 # chosen by the same major version. The one for the CPU is loaded where there is no device.
 KEPT_LIBRARIES = ("libbitsandbytes_cuda130.so", "libbitsandbytes_cpu.so")
@@ -192,6 +195,8 @@ def target(name: str) -> PurePosixPath | None:
         # Scripts and headers are left out; the rest lies one level deeper than in other wheels.
         inside = path.parts[1] in ("purelib", "platlib")
         return PurePosixPath(*path.parts[2:]) if inside else None
+    if path.parts[0] in TESTS:
+        return None
     if fnmatch(path.name, "libbitsandbytes_*") and path.name not in KEPT_LIBRARIES:
         return None
     return path

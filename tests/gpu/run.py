@@ -88,6 +88,22 @@ def traces() -> tuple[Section, ...]:
     )
 
 
+PARTS = 5  # of the catalogue's techniques: a crash costs what is left of one
+
+
+def techniques() -> tuple[Section, ...]:
+    """Every technique of the catalogue, in parts that share a process."""
+    return tuple(
+        Section(
+            name=f"techniques/{part}",
+            does=f"a small trial of every technique, part {part} of {PARTS}",
+            seconds=90.0,
+            rehearsed=part == 1,
+        )
+        for part in range(1, PARTS + 1)
+    )
+
+
 FIRST = 4  # rungs that come before everything that is not about memory
 SECTIONS = (
     Section(name="environment", does="versions, driver and device", seconds=40.0),
@@ -98,6 +114,8 @@ SECTIONS = (
     Section(name="calibration", does="how fast the device really is", seconds=120.0),
     Section(name="published", does="rows of a published notebook", seconds=50.0),
     Section(name="traps", does="gradients with and without an evaluation", seconds=45.0),
+    *techniques(),
+    Section(name="predictions", does="what is predicted of every trial so far", seconds=90.0),
     *ladder(tuple(RUNGS)[FIRST:]),
     Section(name="checks", does="the tests marked gpu", seconds=60.0),
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, Mapping[str, Any]]
 
+SHAPE = "llama-3.3-70b"
 STEPS, WARMUP = 3, 1
 EXPANDABLE = "expandable_segments:True"
 
@@ -40,6 +41,7 @@ class Rung:
     settings: Settings
     batch: int = 1
     accumulation: int = 1
+    shape: str = SHAPE
     allocator: str = EXPANDABLE
     rehearsed: bool = False
 
@@ -48,11 +50,12 @@ class Rung:
         from tradebench import reference
         from tradebench.trial import Trial
 
-        config = str(reference.CHECKPOINT) if tiny else "llama-3.3-70b"
+        config = str(reference.CHECKPOINT) if tiny else self.shape
+        name = "meta-llama/Llama-3.3-70B-Instruct" if config == SHAPE else config
         return Trial.from_payload(
             {
                 "model": {
-                    "name": "reference" if tiny else "meta-llama/Llama-3.3-70B-Instruct",
+                    "name": "reference" if tiny else name,
                     "config": config,
                     "weights": "random",
                     "layers": 2 if tiny else self.layers,

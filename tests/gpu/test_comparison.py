@@ -113,7 +113,7 @@ def test_the_trial_of_a_result_is_the_one_that_ran() -> None:
 
 
 def test_a_prediction_is_made_for_the_allocator_of_the_result() -> None:
-    library = Library()
+    library = Library(device="cuda")
     grown, fixed = (
         prediction(made(allocator=allocator), DEVICE, None, library)
         for allocator in (EXPANDABLE, "")
@@ -128,7 +128,7 @@ def test_a_prediction_is_made_for_the_allocator_of_the_result() -> None:
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    return Library()
+    return Library(device="cuda")
 
 
 @pytest.mark.skipif(not RUNS, reason="no rung of a device is committed")

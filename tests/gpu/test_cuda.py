@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
 
 from gpu import traps
 from gpu.ladder import attempt
 from gpu.rungs import RUNGS, Rung, Settings
 from gpu.section import Bench
+from tradebench.layers.semi_structured import SemiStructuredLinear
 from tradebench.result import Result
+from tradebench.techniques import fused_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,6 +76,40 @@ def test_every_precision_trains(method: str) -> None:
 
     assert (result.status, result.reason) == ("ok", None)
     assert "precision" in result.effects
+
+
+def test_a_2_4_weight_multiplies_and_comes_back_like_the_dense_one() -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(1024, 512, bias=False, device="cuda", dtype=torch.bfloat16)
+    before = torch.cuda.memory_allocated()
+    layer = SemiStructuredLinear(dense)
+    stored = torch.cuda.memory_allocated() - before
+    inputs = torch.randn(100, 1024, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    outputs, expected = layer(inputs), linear(inputs, layer.weight)
+    slope = torch.randn_like(outputs)
+
+    assert stored == 512 * 1024 * 2 * 10 // 16
+    assert (layer.weight.unflatten(1, (-1, 4)).count_nonzero(-1) == 2).all()
+    torch.testing.assert_close(outputs, expected, rtol=2e-2, atol=2e-2)
+    (found,) = torch.autograd.grad(outputs, inputs, slope)
+    (gradient,) = torch.autograd.grad(expected, inputs, slope)
+    torch.testing.assert_close(found, gradient, rtol=2e-2, atol=2e-2)
+
+
+def test_ligers_loss_and_gradients_are_those_of_cross_entropy() -> None:
+    pytest.importorskip("liger_kernel")
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 256, device="cuda", requires_grad=True)
+    weight = torch.randn(1000, 256, device="cuda", requires_grad=True)
+    labels = torch.randint(1000, (300,), device="cuda")
+    expected = cross_entropy(linear(hidden, weight), labels, reduction="sum")
+    slopes = torch.autograd.grad(expected, (hidden, weight))
+    found = fused_loss._liger(hidden, weight, labels)
+    gradients = torch.autograd.grad(found, (hidden, weight))
+
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        assert float((gradient - slope).norm() / slope.norm()) < 1e-2
 
 
 def test_memory_that_does_not_suffice_ends_as_a_finding() -> None:

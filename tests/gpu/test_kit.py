@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpu import kit
+from tradebench.techniques import techniques
 
 Wheel = Callable[..., Path]
 
@@ -75,6 +76,13 @@ def test_files_that_a_wheel_keeps_apart_come_where_an_installation_has_them(
     assert files_in(tmp_path / "kit") == {"manifest.json", "some/fast.so", "some/__init__.py"}
 
 
+def test_tests_that_would_hide_those_of_python_stay_out(wheel: Wheel, tmp_path: Path) -> None:
+    made = wheel("ao-1-py3-none-any.whl", {"test/test_ao.py": b"1", "ao/testing/help.py": b"2"})
+    kit.build([made], tmp_path / "kit")
+
+    assert files_in(tmp_path / "kit") == {"manifest.json", "ao/testing/help.py"}
+
+
 def test_a_kit_that_is_too_large_is_refused_and_leaves_nothing(
     wheel: Wheel, tmp_path: Path
 ) -> None:
@@ -103,6 +111,14 @@ def test_everything_that_is_carried_is_pinned() -> None:
 
     assert len(versions) == len(set(kit.carried()))
     assert all(version[0].isdigit() for version in versions.values())
+
+
+def test_what_techniques_import_is_carried() -> None:
+    names = {name.replace("-", "_") for name in kit.carried()}
+    wanted = {package for kind in techniques() for package in kind.packages}
+
+    # gptqmodel asks for another numpy, and is used only where it is installed.
+    assert wanted - names == {"gptqmodel", "optimum"}
 
 
 def test_what_no_version_is_known_of_is_named() -> None:

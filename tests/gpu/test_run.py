@@ -17,6 +17,7 @@ from gpu import kit, run
 from gpu.run import SECTIONS, Section
 from gpu.rungs import EXPANDABLE, RUNGS
 from gpu.section import Bench
+from gpu.techniques import parts
 from tradebench import devices
 from tradebench.predict.library import Library
 from tradebench.predict.point import predict_point
@@ -146,7 +147,7 @@ def test_a_rung_fills_a_good_part_of_the_device_and_no_more(name: str) -> None:
     device = devices.find("h200-141gb")
     trial = RUNGS[name].trial(tiny=False)
     target = Target(device=device.id, allocator=RUNGS[name].allocator)
-    found = predict_point(trial, Library([trial]), target)["measurements"]
+    found = predict_point(trial, Library([trial], device="cuda"), target)["measurements"]
     peak = max(
         value["value"] for key, value in found.items() if key.startswith("peak_process_bytes")
     )
@@ -185,6 +186,8 @@ def test_a_rehearsal_runs_through_and_leaves_its_files(rehearsal: Path) -> None:
         "traps.json",
         "checks.json",
         *(f"ladder/{name}.json" for name, rung in RUNGS.items() if rung.rehearsed),
+        *(f"techniques/{name}.json" for name, _ in parts(tiny=True)[0]),
+        "predictions.json",
         *(f"traces/{name}.json.gz" for name in ("expandable", "default")),
     }
     assert max(path.stat().st_size for path in rehearsal.rglob("*")) < 200_000
@@ -200,6 +203,21 @@ def test_a_rehearsed_rung_is_a_result_like_any_other(rehearsal: Path) -> None:
         assert len(result.measurements["step_seconds"].samples) == 2
         assert set(result.effects) == set(rung.settings)
         assert result.environment.variables.get("PYTORCH_ALLOC_CONF", "") == rung.allocator
+
+
+@pytest.mark.slow
+def test_a_rehearsed_technique_ran_or_says_what_it_needs(rehearsal: Path) -> None:
+    results = {
+        path.stem: Result.model_validate_json(path.read_text())
+        for path in (rehearsal / "techniques").iterdir()
+    }
+    measured = {f"techniques/{name}" for name, each in results.items() if each.status == "ok"}
+    predicted = {each["name"]: each for each in read(rehearsal / "predictions.json")["trials"]}
+
+    assert {each.status for each in results.values()} == {"ok", "skipped"}
+    assert all(each.reason for each in results.values() if each.status == "skipped")
+    assert measured < set(predicted)
+    assert all(each["figures"] and not each["reason"] for each in predicted.values())
 
 
 @pytest.mark.slow

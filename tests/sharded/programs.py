@@ -99,7 +99,7 @@ def _enter(phase: object) -> Iterator[Callable[[int], None]]:
     yield lambda step: None
 
 
-def _ignore(model: object) -> None: ...
+def _ignore(*seen: object) -> None: ...
 
 
 def misbehave(

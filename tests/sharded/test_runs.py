@@ -111,6 +111,29 @@ def test_ranks_differ_only_where_there_is_less_than_a_row_for_each(
     assert 0 < last < others[0]
 
 
+def test_shares_fall_as_the_degree_rises(
+    tmp_path: Path, tiny_trial: Make, measured: dict[str, Result]
+) -> None:
+    more = [tiny_trial(sharded({}, degree)) for degree in (1, 4)]
+    results = {**ran(tmp_path, more), **measured}
+    by_degree = {degree: results[tiny_trial(sharded({}, degree)).id] for degree in (1, 2, 3, 4)}
+    whole = by_degree[1]
+    parameters = 39  # each of which may be padded by a row, and has a counter of its steps
+    for degree, result in by_degree.items():
+        assert (result.status, result.reason) == ("ok", None)
+        effect = result.effects["sharding"]
+        padding = parameters * 4 * 192
+        share = effect["parameter_bytes"] / degree
+        assert share <= effect["share_bytes"] <= share + padding
+        for name, exact in (("load", 1), ("optimizer", 2)):
+            key = "peak_tensor_bytes.load" if name == "load" else "peak_optimizer_bytes"
+            found, all_of_it = result.measurements[key], whole.measurements[key]
+            limit = all_of_it.value / degree + exact * padding
+            values = found.ranks if degree > 1 else (found.value,)
+            assert values is not None
+            assert all(all_of_it.value / degree * 0.98 <= value <= limit for value in values), key
+
+
 # Scores.
 
 

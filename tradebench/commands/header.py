@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tradebench import environment
+from tradebench.runner.options import Options
 from tradebench.suite import Suite
+
+KEPT = ("isolation", "timeout", "memory_cap", "threads", "variables")
 
 
 def of_suite(suite: Suite) -> dict[str, Any]:
@@ -29,3 +33,14 @@ def of_command() -> dict[str, Any]:
         "argv": [environment.scrub(word) for word in ("tradebench", *sys.argv[1:])],
         "environment": environment.capture().model_dump(mode="json"),
     }
+
+
+def of_options(options: Options) -> dict[str, Any]:
+    """How the trials were run, for whoever runs some of them again."""
+    return {name: getattr(options, name) for name in KEPT}
+
+
+def options_of(said: Mapping[str, Any]) -> Options:
+    """What `of_options` wrote into a header; a run from before that has the defaults."""
+    options = said.get("options") or {}
+    return Options(**{name: options[name] for name in KEPT if name in options})

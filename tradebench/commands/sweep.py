@@ -61,7 +61,7 @@ def sweep(
     cannot be predicted is noted and harms nothing. With a `cluster` trials run there, and what runs
     on its GPUs is not predicted.
     """
-    said = header.of_suite(suite)
+    said = {**header.of_suite(suite), "options": header.of_options(options)}
     trials = shard.of(suite.trials())
     newest = store.latest(out, suite.name) if resume and name is None else None
     directory = newest or store.create_run(out, suite.name, said, name)
@@ -70,9 +70,9 @@ def sweep(
         foresight = replace(foresight, predict=False)
         note("nothing is predicted beside a run on a cluster's GPUs: tradebench plan does that")
     gpu = environment.gpu() if foresight.predict and cluster is None else None
-    device = devices.named(gpu) if gpu is not None else None
+    device = devices.named(gpu.name) if gpu is not None else None
     if gpu is not None and device is None:
-        note(f"{gpu} is not in the catalogue: nothing is predicted for it")
+        note(f"{gpu.name} is not in the catalogue: nothing is predicted for it")
     left_out: Mapping[str, str] = {}
     if device is not None:
         made = _predict(suite, trials, device, note)
@@ -89,7 +89,7 @@ def sweep(
             observer=bar,
             engine=None if cluster is None else lambda: _on(cluster, options),
             refuse=lambda trial: (
-                refuse(trial, launched=bool(options.launcher), gpu=gpus_there)
+                refuse(trial, launched=bool(options.launcher), cluster=gpus_there)
                 or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )

@@ -8,7 +8,7 @@ from tradebench.devices.catalogue import DEVICES
 from tradebench.devices.device import GIB, Device, Format
 from tradebench.errors import UserError
 
-__all__ = ["DEVICES", "GIB", "Device", "Format", "find", "named", "names"]
+__all__ = ["DEVICES", "GIB", "Device", "Format", "able", "find", "named", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -34,3 +34,15 @@ def find(name: str) -> Device:
 def named(name: str) -> Device | None:
     """The device that a driver calls so; None where the catalogue does not have it."""
     return next((device for device in DEVICES.values() if device.name == name), None)
+
+
+def able(capability: tuple[int, int], memory_bytes: int) -> Device:
+    """The smallest device of this compute capability or later with at least so much memory.
+
+    The largest, where none has it.
+    """
+    found = [each for each in DEVICES.values() if (each.capability or (0, 0)) >= capability]
+    large = [each for each in found if each.memory_bytes >= memory_bytes]
+    if large:
+        return min(large, key=lambda each: (each.memory_bytes, each.id))
+    return max(found, key=lambda each: each.memory_bytes)

@@ -47,3 +47,9 @@ class Device:
     node: int
     network_bandwidth: float = NETWORK
     source: str
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """The compute capability, which NVIDIA's architectures are named after; AMD has none."""
+        digits = self.architecture.removeprefix("sm_")
+        return None if digits == self.architecture else (int(digits[:-1]), int(digits[-1]))

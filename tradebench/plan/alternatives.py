@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tradebench.plan.fit import changed, fits, payload
+from tradebench.plan.fit import apart, fits, payload
 from tradebench.result import Result
-from tradebench.trial import Trial
+from tradebench.trial import Trial, sequences
 
 # Predictions that a plan may make beyond its suite: those of the points that are nearest to
 # fitting, since a plan of a thousand points may have hundreds that no single change makes fit.
@@ -22,6 +22,9 @@ CHANGES: tuple[tuple[str, Mapping[str, Any], bool], ...] = (
 )
 # And twice as many GPUs to shard over, up to a node of eight.
 SHARDING, LARGEST = "sharding", 8
+# What is left where no technique helps: to train on less. Halves of the sequence, down to a length
+# that still holds a question and its answer.
+SHORTEST = 128
 
 
 def alternatives(results: Sequence[Result], refused: Callable[[Trial], bool]) -> list[Trial]:
@@ -29,12 +32,32 @@ def alternatives(results: Sequence[Result], refused: Callable[[Trial], bool]) ->
     known = {result.trial for result in results}
     found: dict[str, Trial] = {}
     for result in sorted(filter(_in_need, results), key=_needed):
-        if any(fits(other) and len(changed(result, other)) == 1 for other in results):
+        if any(fits(other) and apart(result, other) == (False, 1) for other in results):
             continue
         trials = map(Trial.from_payload, _changed_payloads(payload(result)))
         found |= {
             trial.id: trial for trial in trials if trial.id not in known and not refused(trial)
         }
+        if len(found) >= MOST:
+            break
+    return list(found.values())[:MOST]
+
+
+def shorter(results: Sequence[Result], refused: Callable[[Trial], bool]) -> list[Trial]:
+    """The trials to predict where no change of techniques was found: with shorter sequences."""
+    found: dict[str, Trial] = {}
+    known = {result.trial for result in results}
+    for result in sorted(filter(_in_need, results), key=_needed):
+        if result.fit is None or result.fit.advice is not None:
+            continue
+        given = payload(result)
+        length = int(given["budget"]["sequence"]) // 2
+        while length >= SHORTEST:
+            budget = {**given["budget"], "sequence": length}
+            trial = Trial.from_payload({**given, "budget": budget})
+            if trial.id not in known and not refused(trial):
+                found[trial.id] = trial.model_copy(update={"varied": ("sequence",)})
+            length //= 2
         if len(found) >= MOST:
             break
     return list(found.values())[:MOST]
@@ -56,6 +79,11 @@ def _changed_payloads(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if there is None or (replaces and not fields.items() <= there.items()):
             yield {**given, "settings": {**settings, slot: fields}}
     shards = settings.get(SHARDING, {"method": "fsdp2", "degree": 1})
+    budget: Mapping[str, Any] = given["budget"]
+    if budget["batch"] > 1:
+        # The same sequences in a step, one at a time.
+        every = sequences(budget)
+        yield {**given, "budget": {**budget, "batch": 1, "accumulation": every}}
     degree = 2 * int(shards.get("degree", LARGEST))
     if degree <= LARGEST:
         yield {**given, "settings": {**settings, SHARDING: {**shards, "degree": degree}}}

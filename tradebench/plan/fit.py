@@ -7,7 +7,7 @@ from typing import Any
 
 from tradebench.devices import GIB, Device
 from tradebench.result import PHASES, Fit, Measurement, Phase, Result
-from tradebench.trial import Trial
+from tradebench.trial import Trial, reshaped, sequences
 
 NEEDED = "peak_process_bytes"
 
@@ -42,8 +42,9 @@ def _interval(measurement: Measurement) -> tuple[int, int]:
 def advise(results: Sequence[Result], beyond: Sequence[Result] = ()) -> list[Result]:
     """The results, each that does not fit with the nearest change that does.
 
-    Nearest is the fewest slots that differ, then a point of the suite before one from `beyond` it,
-    then the shortest predicted step.
+    Nearest is the fewest changes, then a point of the suite before one from `beyond` it, then the
+    shortest predicted step. One that trains on something else is the last resort, the one that
+    trains on most before the others.
     """
     inside = [(result, True) for result in results if fits(result)]
     outside = [(result, False) for result in beyond if fits(result)]
@@ -63,24 +64,55 @@ def fits(result: Result) -> bool:
 
 
 def _nearest(result: Result, fitting: Iterable[tuple[Result, bool]]) -> str | None:
-    def distance(candidate: tuple[Result, bool]) -> tuple[int, bool, float]:
+    def distance(candidate: tuple[Result, bool]) -> tuple[bool, int, bool, int, float]:
         other, inside = candidate
         seconds = other.value("step_seconds")
         waited = float("inf") if seconds is None else seconds
-        return len(changed(result, other)), not inside, waited
+        another, changes = apart(result, other)
+        return another, changes, not inside, -_tokens(other) if another else 0, waited
 
     other, inside = min(fitting, key=distance, default=(None, True))
     if other is None or result.fit is None or other.fit is None:
         return None
     labels = {part.slot: part.label for part in Trial.from_payload(payload(other)).techniques}
     names = [labels.get(slot, f"{slot} off") for slot in changed(result, other)]
+    names += [
+        f"{' x '.join(f'{field} {other.budget[field]}' for field in fields)} instead of "
+        f"{' x '.join(str(result.budget[field]) for field in fields)}"
+        for fields in reshaped(result.budget, other.budget)
+    ]
     verb = "saves" if len(names) == 1 else "save"
     saved = (result.fit.needed[1] - other.fit.needed[1]) / GIB
     spare = (other.fit.capacity[0] - other.fit.needed[1]) / GIB
     return (
         f"{' and '.join(names)} {verb} {saved:.0f} GiB: fits with {spare:.0f} GiB to spare"
-        f"{'' if inside else ' (not in the suite)'}"
+        f"{_asked(result, other)}{'' if inside else ' (not in the suite)'}"
     )
+
+
+def _asked(result: Result, other: Result) -> str:
+    """What a point trains on instead of another's tokens, where that is something else."""
+    if not apart(result, other)[0]:
+        return ""
+    ours, theirs = (
+        f"{sequences(each.budget)} x {each.budget['sequence']}" for each in (result, other)
+    )
+    return f", but a step trains on {theirs} tokens at most, not {ours}"
+
+
+def _tokens(result: Result) -> int:
+    """The most tokens that a step of one rank trains on."""
+    return sequences(result.budget) * int(result.budget.get("sequence", 1))
+
+
+def apart(result: Result, other: Result) -> tuple[bool, int]:
+    """Whether two points train on something else, and the number of changes between them.
+
+    A step's sequences in smaller micro-batches are the same sequences.
+    """
+    shaped = reshaped(result.budget, other.budget)
+    same = all(len(fields) > 1 for fields in shaped)
+    return not same, len(changed(result, other)) + len(shaped)
 
 
 def changed(result: Result, other: Result) -> list[str]:

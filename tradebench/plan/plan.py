@@ -12,7 +12,7 @@ from typing import Any
 
 from tradebench import environment, store
 from tradebench.devices import GIB, Device
-from tradebench.plan.alternatives import alternatives
+from tradebench.plan.alternatives import alternatives, shorter
 from tradebench.plan.cache import Cache
 from tradebench.plan.fit import advise, fit
 from tradebench.plan.pool import PROGRAM, predict
@@ -54,7 +54,8 @@ def make(
     A trial that needs more GPUs than `gpus`, or any where no device is named, is skipped as an
     illegal one is. `watch` is told of each trial once its prediction is there; without a cache
     every one is made anew. Where no single change within the suite makes a point fit, a few beyond
-    it are predicted for the advice alone.
+    it are predicted for the advice alone: with other techniques, and with shorter sequences where
+    none of those helps.
     """
     refusals = {trial.id: refuse(trial, device, gpus) for trial in trials}
     asked = [trial for trial in trials if not refusals[trial.id]]
@@ -68,10 +69,19 @@ def make(
         for trial in trials
     ]
     known = pool.known
-    further = alternatives(results, lambda trial: bool(refuse(trial, device, gpus)))
-    pool.watch.expect(len(further))
-    beyond = pool.ask(further)
-    others = [_predicted(suite, trial, beyond[trial.id], device, base, target) for trial in further]
+
+    def beyond(further: Sequence[Trial]) -> list[Result]:
+        pool.watch.expect(len(further))
+        answers = pool.ask(further)
+        return [
+            _predicted(suite, trial, answers[trial.id], device, base, target) for trial in further
+        ]
+
+    def refused(trial: Trial) -> bool:
+        return bool(refuse(trial, device, gpus))
+
+    others = beyond(alternatives(results, refused))
+    others += beyond(shorter(advise(results, others), refused))
     timelines = {name: each["timeline"] for name, each in found.items() if each.get("timeline")}
     return Plan(results=tuple(advise(results, others)), timelines=timelines, known=known)
 
@@ -119,6 +129,8 @@ def refuse(trial: Trial, device: Device | None, gpus: int | None) -> tuple[str, 
             for part in trial.techniques
             if part.cuda_only is not None
         )
+    else:
+        reasons += trial.beyond(device.name, device.capability, device.memory_bytes)
     if gpus is not None and trial.ranks > gpus:
         reasons += (f"{trial.label} needs {trial.ranks} GPUs, and --gpus says {gpus}.",)
     return reasons

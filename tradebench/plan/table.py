@@ -13,6 +13,7 @@ from rich.text import Text
 from tradebench.devices import GIB
 from tradebench.plan.fit import fits, payload
 from tradebench.plan.price import Price, Range, of_suite, of_tokens, step
+from tradebench.report.tables import TRAINING, training_note
 from tradebench.report.units import count, listed, significant
 from tradebench.result import Result, Verdict
 from tradebench.trial import Trial
@@ -48,6 +49,8 @@ def heads(results: Sequence[Result], question: Question, *, categories: bool = T
     found += [f"{name} (GiB)" for name in _categories(results) if categories]
     if any(step(result) for result in results):
         found.append("step (s)")
+        if _unequal(results):
+            found.append("throughput (tokens/s)")
         if question.tokens is not None:
             found += ["hours", "GPU-hours"]
             if question.price is not None:
@@ -56,13 +59,16 @@ def heads(results: Sequence[Result], question: Question, *, categories: bool = T
 
 
 def rows(results: Sequence[Result], question: Question, *, categories: bool = True) -> list[Row]:
-    """Every predicted point: those that fit by step time, then the rest by what they need."""
+    """Every predicted point: those that fit by step time, then the rest by what they need.
+
+    Where they train on different amounts, by throughput instead of step time.
+    """
     predicted = [result for result in results if result.status == "ok"]
     shown = _categories(results) if categories else []
-    timed = any(step(result) for result in results)
+    timed, unequal = any(step(result) for result in results), _unequal(results)
     return [
-        _row(result, shown, timed=timed, question=question)
-        for result in sorted(predicted, key=_rank)
+        _row(result, shown, timed=timed, unequal=unequal, question=question)
+        for result in sorted(predicted, key=lambda result: _rank(result, unequal=unequal))
     ]
 
 
@@ -78,11 +84,14 @@ def summary(results: Sequence[Result], question: Question) -> list[str]:
             f"{count(len(fits), 'point')} on {fits[0].device} "
             f"({_span(low, high)} GiB of it usable): {parts}."
         )
-    others = Counter(result.status for result in results if result.status != "ok")
-    if others["skipped"]:
-        found.append(f"{count(others['skipped'], 'point')} skipped, with the reason in the report.")
-    if others["failed"]:
-        found.append(f"{count(others['failed'], 'point')} could not be predicted.")
+    skipped = sum(result.status == "skipped" for result in results)
+    if skipped:
+        found.append(f"{count(skipped, 'point')} skipped, with the reason in the report.")
+    failed = Counter(result.reason or "" for result in results if result.status == "failed")
+    for reason, number in failed.items():
+        found.append(f"{count(number, 'point')} could not be predicted: {reason.rstrip('.')}.")
+    if _unequal(results):
+        found.append(f"{training_note(result.budget for result in results)} {TRAINING}")
     read = [result.environment.hardware.get("overheads") for result in results]
     if any(read):
         found.append("What a process holds beside its tensors was measured on this device.")
@@ -117,7 +126,7 @@ def draw(results: Sequence[Result], question: Question, width: int) -> Renderabl
     """The plan for a terminal of this many columns: a table, or lines where it has no room."""
     found = rows(results, question)
     titles = heads(results, question)
-    table = _table(found, titles) if _width(found, titles) <= width else None
+    table = _table(found, titles) if found and _width(found, titles) <= width else None
     lines = []
     if table is None:
         lines = _lines(
@@ -182,7 +191,14 @@ def markdown(results: Sequence[Result], question: Question) -> str:
     return "\n".join([*lines, "", *summary(results, question)])
 
 
-def _row(result: Result, shown: Sequence[str], *, timed: bool, question: Question) -> Row:
+def _unequal(results: Sequence[Result]) -> bool:
+    """Whether points train on different amounts, so that their step times do not compare."""
+    return bool(training_note(result.budget for result in results))
+
+
+def _row(
+    result: Result, shown: Sequence[str], *, timed: bool, unequal: bool, question: Question
+) -> Row:
     fit = result.fit
     if fit is None:
         needed = significant((result.value("peak_tensor_bytes") or 0) / GIB)
@@ -194,6 +210,9 @@ def _row(result: Result, shown: Sequence[str], *, timed: bool, question: Questio
     if timed:
         seconds = step(result)
         cells.append("" if seconds is None else _range(seconds))
+        if unequal:
+            rate = result.value("tokens_per_second")
+            cells.append("" if rate is None else significant(rate))
         if question.tokens is not None:
             cells += _cost(result, question)
     return Row(fit.verdict if fit else "", tuple(cells), (fit.advice or "") if fit else "")
@@ -209,11 +228,13 @@ def _cost(result: Result, question: Question) -> list[str]:
     return found + ([_range(price.money)] if price.money is not None else [])
 
 
-def _rank(result: Result) -> tuple[int, float]:
-    seconds = step(result)
+def _rank(result: Result, *, unequal: bool) -> tuple[int, float]:
+    seconds, rate = step(result), result.value("tokens_per_second")
     needed = result.fit.needed[1] if result.fit else result.value("peak_tensor_bytes") or 0
     verdict = ORDER.index(result.fit.verdict) if result.fit else 0
-    return verdict, seconds.value if seconds is not None and verdict == 0 else needed
+    if seconds is None or verdict != 0:
+        return verdict, needed
+    return verdict, 1 / rate if unequal and rate else seconds.value
 
 
 def _categories(results: Sequence[Result]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from tradebench.devices import Device
 from tradebench.devices.calibration import Calibration
 from tradebench.interval import NOTHING, Interval, exactly
-from tradebench.predict.flops import arithmetic, attention, flops, packet, product
+from tradebench.predict.flops import SPARSE, arithmetic, attention, flops, packet, product
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.traffic import FREE, traffic
 
@@ -46,6 +46,10 @@ CALL_FACTOR = Interval(0.8, 1.5, 3.0)
 # of architectures and shapes between, in favour of what was measured to be faster.
 FUSED_ROWS, UNPACKED_ROWS = 4, 1536
 
+# How much faster a product with a 2:4 weight is than the dense one: tensor cores skip half of the
+# work at best, and at worst nothing is gained; in between it is an estimate.
+SPARSE_SPEEDUP = Interval(1.0, 1.3, 2.0)
+
 
 class Cost(NamedTuple):
     """What one call takes, and what decides it."""
@@ -64,6 +68,8 @@ def cost(operation: Operation, device: Device, calibration: Calibration | None =
         return Cost(NOTHING, "launch")
     if name == "bitsandbytes.gemm_4bit":
         return _packed_product(operation, device, calibration)
+    if name == SPARSE:
+        return _sparse_product(operation, device, calibration)
     promised = _promised(operation, device)
     measured = None if calibration is None else _measured(operation, calibration)
     if calibration is None or measured is None:
@@ -140,3 +146,15 @@ def _packed_product(operation: Operation, device: Device, calibration: Calibrati
         both = Interval(min(fused.seconds.low, both.low), both.value, both.high)
     longer = max(unpacked, multiplied, key=lambda each: each.seconds.value)
     return Cost(both, longer.bound)
+
+
+def _sparse_product(operation: Operation, device: Device, calibration: Calibration | None) -> Cost:
+    """A product with a 2:4 weight, by what the dense one takes."""
+    _, inputs = operation.inputs[:2]
+    (output,) = operation.outputs
+    columns, tokens = inputs.shape
+    states = Spec((tokens, columns), inputs.dtype)
+    weight = Spec((columns, output.shape[1]), inputs.dtype)
+    multiply = Operation("aten.mm.default", (states, weight), (output,))
+    dense = cost(multiply, device, calibration)
+    return Cost(dense.seconds.per(SPARSE_SPEEDUP), dense.bound)

@@ -33,6 +33,9 @@ PRODUCTS = {
     "aten.bmm": (0, 1),
     "aten.baddbmm": (1, 2),
 }
+# A weight without half of its numbers (2:4), as cuSPARSELt packs it, times inputs that lie
+# transposed: half of the products are made.
+SPARSE = "aten._cslt_sparse_mm"
 # Where the left factor stands; the right one lies packed, or transposed, and the output's last
 # dimension is its width.
 LIBRARY_PRODUCTS = {
@@ -76,6 +79,9 @@ def product(operation: Operation) -> tuple[int, int, int, int] | None:
         # An `.out` overload returns nothing; what it writes is its last argument.
         written = (operation.outputs or operation.inputs[-1:])[0]
         return 1, rows.elements // rows.shape[-1], written.shape[-1], rows.shape[-1]
+    if name == SPARSE:
+        packed, inputs = operation.inputs[:2]
+        return 1, inputs.shape[1], packed.shape[0], inputs.shape[0] // 2
     return None
 
 

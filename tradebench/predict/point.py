@@ -134,12 +134,13 @@ def of_record(record: Record) -> tuple[dict[str, Measurement], dict[str, Any]]:
 
 
 def of_step(step: Step, tokens: float) -> dict[str, Measurement]:
-    """A step's seconds with their interval, and the throughput that they give."""
+    """A step's seconds with their interval, its tokens, and the throughput that they give."""
     seconds = step.seconds
     return {
         "step_seconds": Measurement(
             value=seconds.value, unit="s", interval=(seconds.low, seconds.high)
         ),
+        "tokens_per_step": Measurement(value=tokens, unit="1", better="more"),
         "tokens_per_second": Measurement(
             value=tokens / seconds.value,
             unit="1/s",

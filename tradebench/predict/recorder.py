@@ -92,9 +92,9 @@ class Recorder(ShardTracker):
         # What was read for the blocks made since: (first block made, blocks that were read).
         self._readings: list[tuple[int, tuple[int, ...]]] = []
         self._loose = -1  # where the present run of releases outside of any layer began
-        self._new: set[int] = set()  # states that may not be of the layer that they are taken for
+        self._new: set[int] = set()  # blocks that may not be of the layer they are taken for
         self._part = ""  # of a step, that is running
-        self._from_nothing = False  # whether the optimizer is making such a one
+        self._from_nothing = False  # whether such a one is being made
         # Autograd nodes are numbered as they are made: which module made those from here on.
         self._numbers: list[int] = [0]
         self._makers: list[Place] = [NOWHERE]
@@ -138,8 +138,10 @@ class Recorder(ShardTracker):
         tensors = list(tensors_in((*args, *kwargs.values())))
         before = self._here
         shared = self._locate(tensors)
-        self._from_nothing = self._part == "optimizer" and all(
-            self._block(tensor) is None for tensor in tensors
+        self._from_nothing = (
+            not self._stack
+            and self._part in ("", "optimizer")
+            and all(self._block(tensor) is None for tensor in tensors)
         )
         position, block = len(self.events), len(self.sizes)
         result = super().follow(func, types, args, kwargs)
@@ -224,10 +226,11 @@ class Recorder(ShardTracker):
         return []
 
     def _among_new(self, blocks: Sequence[int | None]) -> bool:
-        """Whether states of the optimizer are read that do not tell where an operation belongs.
+        """Whether blocks are read that do not tell where an operation belongs.
 
-        A state that is made from nothing is taken for one of the layer before, until it is read
-        beside what is surely of one layer. By itself it leaves an operation where the last one was.
+        What is made from nothing, outside of any module, is taken for one of the layer before until
+        it is read beside what is surely of one layer: a state of the optimizer, or the rotation
+        that OFT merges. By itself it leaves an operation where the last one was.
         """
         known = {block for block in blocks if block is not None}
         new = known & self._new
@@ -314,14 +317,18 @@ class Recorder(ShardTracker):
             for name, module in root.named_modules()
             if module in layers
         ]
-        for name, module in root.named_modules():
+        places: dict[nn.Module, Place] = {}
+        for name, module in root.named_modules(remove_duplicate=False):
             dotted = f"{name}."
             prefix, index = next(
                 (found for found in inside if dotted.startswith(found[0])), ("", OUTSIDE)
             )
             open_path = _open(prefix) + dotted.removeprefix(prefix)
-            self._modules[module] = Place(index, open_path.rstrip("."))
-        self._settle({module: self._modules[module] for module in root.modules()})
+            place = places.setdefault(module, Place(index, open_path.rstrip(".")))
+            if place.layer != index:  # layers share it, as VeRA's random pair
+                places[module] = place._replace(layer=OUTSIDE)
+        self._modules.update(places)
+        self._settle(places)
 
     def _settle(self, places: Mapping[nn.Module, Place]) -> None:
         """Give what was made while a layer was prepared the layer that came of it.
@@ -340,6 +347,13 @@ class Recorder(ShardTracker):
                     homes[block], self.paths[block] = place
                 elif tensor is not None and place.layer != OUTSIDE:
                     self.placed = False
+        # What is of a layer since an earlier call tells too: the last one's Hessian, in pruning.
+        new = (event for event in self.events[self._settled :] if 0 <= event < CALL)
+        first = next(new, len(self.sizes))
+        for _, read in self._readings:
+            for block in read:
+                if block < first and self.homes[block] != OUTSIDE:
+                    homes.setdefault(block, self.homes[block])
         for made, read in reversed(self._readings):
             if made in homes:
                 for block in read:
@@ -348,6 +362,7 @@ class Recorder(ShardTracker):
             found = {homes[block] for block in read if block in homes}
             if len(found) == 1:
                 homes.setdefault(made, found.pop())
+        self._new.clear()
         layer = OUTSIDE
         for index in range(self._settled, end):
             event = self.events[index]

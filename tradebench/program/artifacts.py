@@ -17,7 +17,7 @@ import torch
 from tradebench import reference
 from tradebench.result import Measurement, digest
 from tradebench.techniques import Stage
-from tradebench.trial import Trial
+from tradebench.trial import Budget, Trial
 
 if TYPE_CHECKING:
     from tradebench.program.evaluation import Scores
@@ -41,16 +41,18 @@ class SharedScores:
     """The evaluation of a compressed model before training, made once for all who share it.
 
     Trials share it when everything up to quantization is equal: model, evaluation, techniques and
-    their code, this program's code, the reference model, the libraries and the device. A trial of
+    their code, this program's code, the reference model, the libraries and the device; and, where
+    `seed` says that weights or calibration data were drawn, the seed and the budget. A trial of
     several ranks shares with nobody: all ranks have to agree on whether to evaluate.
     """
 
-    def __init__(self, directory: Path, trial: Trial) -> None:
+    def __init__(self, directory: Path, trial: Trial, seed: int | None) -> None:
         parts = list(trial.between(Stage.LOAD, Stage.QUANTIZE))
         key = digest(
             {
                 "model": trial.model.model_dump(mode="json"),
                 "evaluate": trial.evaluate.model_dump(mode="json"),
+                "drawn": None if seed is None else [seed, *_data(trial.budget)],
                 "settings": {part.slot: [part.settings(), part.version()] for part in parts},
                 "libraries": [
                     version(name) for name in ("torch", "transformers", "lm_eval", "bitsandbytes")
@@ -82,6 +84,12 @@ class SharedScores:
             name: value.model_dump(mode="json") for name, value in scores.measurements.items()
         }
         _write(self.path, json.dumps({"measurements": measurements, "items": items}).encode())
+
+
+def _data(budget: Budget) -> list[object]:
+    """What of a budget decides on the batches that are drawn, beside the seed."""
+    whole = budget.model_dump(mode="json")
+    return [whole[name] for name in ("data", "batch", "sequence")]
 
 
 @cache

@@ -7,6 +7,7 @@ import json
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,22 @@ def batches(
         del queue[: budget.batch * ranks]
 
 
+@dataclass
+class Calibration:
+    """The training batches that compression may look at: the same each time that they are called.
+
+    `looked_at` tells whether anything did, and so whether the compressed model depends on them.
+    """
+
+    start: Callable[[], Iterator[Batch]]
+    looked_at: bool = False
+
+    def __call__(self) -> Iterator[Batch]:
+        """Begin with the first batch."""
+        self.looked_at = True
+        return self.start()
+
+
 def uneven(examples: Sequence[Example]) -> bool:
     """Whether batches differ in shape, so that few steps may not meet the one that needs most."""
     return len({(len(example.tokens), example.answers) for example in examples}) > 1
@@ -95,16 +112,24 @@ def longest(examples: Sequence[Example], budget: Budget) -> list[Example]:
 
 
 def fullest(examples: Sequence[Example], budget: Budget) -> list[Example]:
-    """The examples of the micro-batch with the most tokens, which padding hides and packing shows.
+    """The examples of the micro-batch with the most tokens, packed ones before all others.
 
-    An example may be there twice, as where one epoch meets the next.
+    Those need a mask. An example may be there twice, as where one epoch meets the next.
     """
-    ordered = sorted(examples, key=lambda example: len(example.tokens), reverse=True)
+    ordered = sorted(
+        examples,
+        key=lambda example: (len(example.packed) > 1, len(example.tokens)),
+        reverse=True,
+    )
     return (ordered * budget.batch)[: budget.batch]
 
 
 def collate(examples: Sequence[Example], padding: int, device: str) -> Batch:
-    """Right-padded tensors of shape (sequences, longest)."""
+    """Right-padded tensors of shape (rows, longest).
+
+    Where a row holds several sequences, `position_ids` have the place of each token in its own:
+    transformers finds where they start again and masks attention there.
+    """
     longest = max(len(example.tokens) for example in examples)
     rows = [(example, longest - len(example.tokens)) for example in examples]
     columns = {
@@ -112,7 +137,19 @@ def collate(examples: Sequence[Example], padding: int, device: str) -> Batch:
         "labels": [[*example.labels, *[IGNORED] * short] for example, short in rows],
         "attention_mask": [[1] * len(example.tokens) + [0] * short for example, short in rows],
     }
+    if any(len(example.packed) > 1 for example in examples):
+        columns["position_ids"] = [_positions(example, longest) for example in examples]
     return {name: torch.tensor(values, device=device) for name, values in columns.items()}
+
+
+def _positions(example: Example, width: int) -> list[int]:
+    """The place of each token in its sequence; padding goes on where the last one ends.
+
+    So a row that nobody shares looks as if it were not packed.
+    """
+    lengths = example.packed or (len(example.tokens),)
+    places = [place for length in lengths for place in range(length)]
+    return [*places, *range(lengths[-1], lengths[-1] + width - len(places))]
 
 
 def _random_examples(budget: Budget, vocabulary: int) -> list[Example]:

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """The loss and the tokens, padding left out, of every step so far: a death keeps them."""
+    """Loss, tokens and padding beside them, of every step so far: a death keeps them."""
 
     losses: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
 
 
 def train(
@@ -54,9 +55,11 @@ def train(
         with meter.step():
             micro = [next(batches) for _ in range(budget.accumulation)]
             tokens = sum(int(batch["attention_mask"].sum()) for batch in micro)
+            places = sum(batch["attention_mask"].numel() for batch in micro)
             optimizer.set_learning_rate(learning_rate(budget, step))
             value = accumulate(model, optimizer, micro, loss, techniques, meter)
-            tokens = int(total(tokens, micro[0]["input_ids"].device))
+            device = micro[0]["input_ids"].device
+            tokens, places = int(total(tokens, device)), int(total(places, device))
             del micro  # so that the memory of the optimizer's step does not depend on the batch
             with meter.part("optimizer"):
                 optimizer.step()
@@ -68,6 +71,7 @@ def train(
             raise DivergedError(f"the loss became {value} at step {step + 1}")
         training.losses += (value,)
         training.tokens += (tokens,)
+        training.padding += (places - tokens,)
         listen(step + 1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ def measure(
 ) -> None:
     """Run a trial in this process and fill `outcome` as it goes.
 
-    Repeat k trains with the budget's seed + k. Per-item outcomes go to `directory`/items,
+    Repeat k draws and trains with the budget's seed + k. Per-item outcomes go to `directory`/items,
     evaluations that other trials may share to `directory`/before.
 
     Raises:
@@ -62,6 +63,11 @@ def _measure(
     materials = prepare(trial)
     if materials.evaluator is not None:
         outcome.warnings += materials.evaluator.skipped
+    ranks, cores = place()[1], len(os.sched_getaffinity(0))
+    if materials.device == "cpu" and ranks > cores:
+        outcome.warnings.append(
+            f"{ranks} processes share {cores} cores: step times say nothing about sharding"
+        )
     rehearse(trial, materials, outcome, heartbeat)
     gc.collect()
     clock, training = Clock(materials.device), Training()
@@ -101,7 +107,7 @@ def rehearse(
     meter = meter or MemoryMeter(materials.device)
     budget = trial.budget.model_copy(update={"steps": REHEARSAL_STEPS})
 
-    def one_batch(model: nn.Module) -> None:
+    def one_batch(model: nn.Module, seed: int | None = None) -> None:
         assert materials.evaluator is not None, "judges are asked only where there are tasks"
         materials.evaluator.rehearse(model, trial.techniques)
 
@@ -137,9 +143,9 @@ class RealJudges:
         """The three moments."""
         return Judges(before=self.before, trained=self.trained, after=self.after)
 
-    def before(self, model: nn.Module) -> None:
+    def before(self, model: nn.Module, seed: int | None) -> None:
         """Score the compressed model, or take the scores of a trial that shares it."""
-        shared = SharedScores(self.directory, self.trial)
+        shared = SharedScores(self.directory, self.trial, seed)
         found = shared.read()
         if found is None:
             scores = self._score(model)
@@ -177,7 +183,7 @@ class RealJudges:
 def summarise(
     budget: Budget, training: Training, samples: Sequence[float]
 ) -> dict[str, Measurement]:
-    """Step time, throughput and loss of the steps taken, the warm-up left out of the timing.
+    """Step time, tokens and loss of the steps taken, the warm-up left out of all but the loss.
 
     Nothing where no step was finished.
     """
@@ -186,6 +192,7 @@ def summarise(
     steps = len(training.losses)
     warmup = min(budget.warmup, steps - 1)
     timed, tokens = samples[warmup:steps], training.tokens[warmup:]
+    padding = sum(training.padding[warmup:])
     final = training.losses[-math.ceil(FINAL_SHARE * steps) :]
     return {
         "step_seconds": Measurement(
@@ -198,6 +205,8 @@ def summarise(
         "tokens_per_second": Measurement(
             value=sum(tokens) / math.fsum(timed), unit="1/s", better="more"
         ),
+        "tokens_per_step": Measurement(value=statistics.fmean(tokens), unit="1", better="more"),
+        "padding_share": Measurement(value=padding / (sum(tokens) + padding), unit="1"),
         "train_loss": Measurement(
             value=statistics.fmean(final), unit="nat", samples=training.losses
         ),

@@ -16,6 +16,7 @@ from tradebench import configs, reference
 from tradebench.errors import UserError
 from tradebench.program.checkpoint import Checkpoint
 from tradebench.techniques import LoadRequest, Stage
+from tradebench.techniques.stored import packed_weights
 from tradebench.trial import Model, Trial
 from tradebench.worlds.ranks import place
 from tradebench.worlds.shares import keep_share, without_values
@@ -170,10 +171,22 @@ def _ready(model: Any) -> nn.Module:
 
 
 def _real_weights(model: Model, request: LoadRequest) -> Any:
+    place, revision = source(model), model.revision or "main"
+    packed = packed_weights(model)
     try:
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        if packed is not None:
+            config.quantization_config = packed.fields()
+        stored = getattr(config, "quantization_config", None)
+        if stored and request.quantization is None:
+            raise UserError(
+                f"the weights of {model.name} are packed already, by {stored.get('quant_method')}; "
+                "name the quantization that they have"
+            )
         return AutoModelForCausalLM.from_pretrained(
-            source(model),
-            revision=model.revision or "main",
+            place,
+            config=config,
+            revision=revision,
             dtype=request.dtype,
             device_map={"": request.device},
             quantization_config=request.quantization,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tradebench.program import data
+from tradebench.program.data import Calibration
 from tradebench.program.loop import AdamW, Training, probe, train
 from tradebench.program.model import (
     load_model,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 Enter = Callable[[Phase], AbstractContextManager[Callable[[int], None]]]
 Judge = Callable[[nn.Module], None]
+# The seed is None where the compressed model is the same for every seed.
+JudgeOfCompressed = Callable[[nn.Module, int | None], None]
 Load = Callable[[Model, LoadRequest], nn.Module]
 
 
@@ -53,7 +56,7 @@ class Materials:
 class Judges:
     """Who looks at the model: before training, once it is trained, and after training."""
 
-    before: Judge
+    before: JudgeOfCompressed
     trained: Judge
     after: Judge
 
@@ -108,7 +111,10 @@ def perform(
     `enter` announces each phase to whoever watches and takes the steps done inside it. `training`
     is filled step by step. `load` brings the model, with its weights or without.
     """
-    techniques, request = trial.techniques, materials.request
+    techniques = trial.techniques
+    drawn = partial(data.batches, materials.examples, trial.budget, materials.padding)
+    calibration = Calibration(partial(drawn, seed, materials.device))
+    request = replace(materials.request, calibration=calibration)
     training = training or Training()
     with enter("load"), meter.phase("load"):
         torch.manual_seed(seed)
@@ -121,7 +127,8 @@ def perform(
             model = _finish(trial, model, request, seed)
     if materials.evaluator is not None:
         with enter("evaluate_before"), meter.phase("evaluate_before"):
-            judges.before(model)
+            seeded = calibration.looked_at or trial.model.weights == "random"
+            judges.before(model, seed if seeded else None)
     with enter("train") as listen, meter.phase("train"):
         if not trial.sharded:
             model = _finish(trial, model, request, seed)
@@ -173,7 +180,7 @@ def feed(trial: Trial, materials: Materials, seed: int) -> Iterator[Batch]:
 def arranged(trial: Trial, epoch: Sequence[Example]) -> Sequence[Example]:
     """An epoch of training examples, as the trial's techniques change it."""
     for part in trial.techniques:
-        epoch = part.examples(epoch, trial.budget.batch)
+        epoch = part.examples(epoch, trial.budget)
     return epoch
 
 
@@ -186,8 +193,13 @@ def longest(trial: Trial, materials: Materials) -> list[list[Batch]]:
     examples = arranged(trial, materials.examples)
     answers = _repeated(trial, materials, data.longest(examples, trial.budget))
     tokens = _repeated(trial, materials, data.fullest(examples, trial.budget))
-    alike = answers[0]["input_ids"].shape == tokens[0]["input_ids"].shape
+    alike = _shapes(answers[0]) == _shapes(tokens[0])
     return [answers] if alike else [answers, tokens]
+
+
+def _shapes(batch: Batch) -> dict[str, torch.Size]:
+    """What of a batch decides memory: packed rows bring positions, and with them a mask."""
+    return {name: values.shape for name, values in batch.items()}
 
 
 def _repeated(trial: Trial, materials: Materials, chosen: Sequence[Example]) -> list[Batch]:

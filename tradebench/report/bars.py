@@ -23,7 +23,7 @@ from tradebench.report.style import (
     save,
     whiskers,
 )
-from tradebench.report.tables import Point, accuracy_note
+from tradebench.report.tables import Point
 from tradebench.report.units import Scale, scale, title
 from tradebench.result import CATEGORIES
 
@@ -115,7 +115,7 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Path) -
     bars = intervals(p.estimates[each] for p in rows for each in wanted if each in p.estimates)
     caption = (
         "Accuracy after compression and before training (hollow) and after training (filled). "
-        f"Sorted by {title(first).lower()}. {bars} {accuracy_note(group.model)} {left_out}"
+        f"Sorted by {title(first).lower()}. {bars} {' '.join(group.accuracy_notes)} {left_out}"
     )
     with drawing(name):
         figure, panels = _frame(rows, len(tasks))
@@ -129,7 +129,7 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Path) -
             Line2D([], [], color=BLUE, marker="o", ls="none", label="after training"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
-        note(figure, accuracy_note(group.model))
+        note(figure, *group.accuracy_notes)
         return save(
             figure,
             name,

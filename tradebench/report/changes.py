@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from tradebench.report.tables import Point
 from tradebench.report.units import clean, listed, significant
 from tradebench.result import Result
 from tradebench.techniques import Technique, catalogue
-from tradebench.trial import changed
+from tradebench.trial import BUDGET, changed, reshaped
 
 OFF = "off"
 CIRCUMSTANCES = ("model", "budget", "evaluate")
@@ -169,20 +169,27 @@ class Step:
 
 
 def step(before: Point, after: Point) -> Step:
-    """Return the step between two points, judged by their settings and by their effects."""
+    """Return the step between two points, judged by their settings and by their effects.
+
+    A budget of another shape is a step like any other.
+    """
     first, second = before.results[0], after.results[0]
     slots = [
         slot
         for slot in {**first.settings, **second.settings}
         if first.settings.get(slot) != second.settings.get(slot)
     ]
+    shaped = reshaped(first.budget, second.budget)
     words = [_words(first, second, slot) for slot in slots]
+    words += [_shape(first, second, fields) for fields in shaped]
+    told = {(BUDGET, field) for fields in shaped for field in fields}
     also = [
         f"{part}.{field} is {clean(str(ours))} in one and {clean(str(theirs))} in the other"
         for part in CIRCUMSTANCES
         for field, ours, theirs in _unequal(getattr(first, part), getattr(second, part))
+        if (part, field) not in told
     ]
-    if len(slots) > 1:
+    if len(words) > 1:
         also += words
     elif slots:
         also += _settings(first, second, slots[0])
@@ -198,6 +205,15 @@ def _words(first: Result, second: Result, slot: str) -> str:
     if ours is None:
         return label(slot, theirs)
     return f"{label(slot, theirs)} instead of {label(slot, ours)}"
+
+
+def _shape(first: Result, second: Result, fields: Sequence[str]) -> str:
+    """Return what happens to these fields of the budget: `sequence 32 instead of 64`."""
+    ours, theirs = (
+        " x ".join(clean(f"{field} {result.budget.get(field, OFF)}") for field in fields)
+        for result in (first, second)
+    )
+    return f"{theirs} instead of {ours}"
 
 
 def label(slot: str, fields: Mapping[str, Any]) -> str:

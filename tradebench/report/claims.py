@@ -17,7 +17,7 @@ from tradebench.report.changes import Change, change, label, step
 from tradebench.report.complexity import DEFINITION, complexity
 from tradebench.report.fronts import Group, groups
 from tradebench.report.series import context
-from tradebench.report.tables import Point, accuracy_note
+from tradebench.report.tables import Point
 from tradebench.report.units import title
 from tradebench.result import CATEGORIES
 from tradebench.techniques import catalogue
@@ -169,7 +169,7 @@ def comparison(run: Run, beside: Run | None = None) -> Comparison | None:
     entries = [_entry(ours.get(key), theirs.get(key)) for key in _ordered({**ours, **theirs})]
     notes = [NOTE, DEFINITION, RULE]
     if measured is not None and measured.tasks:
-        notes.append(accuracy_note(measured.model))
+        notes += measured.accuracy_notes
     return Comparison(
         entries=tuple(entries),
         verdicts=tuple(_verdicts(entries)),

@@ -60,7 +60,7 @@ def complexity(slot: str, method: str) -> Complexity:
         packages=tuple(sorted(_packages(kind.__module__))),
         refused=len(refused(Name(slot, method))),
         others=sum(name.slot != slot for name in names()),
-        needs_adapter=bool(alone.conflicts()),
+        needs_adapter=slot != "adapters" and bool(alone.conflicts()),
         cuda_only=kind.cuda_only is not None,
     )
 

@@ -17,6 +17,7 @@ from tradebench.result import Environment, Kind, Status, canonical_json
 if TYPE_CHECKING:
     from tradebench.store import Run
 
+FED = ("tokens_per_step", "padding_share")
 MAX_COLUMNS = 12
 MAX_HEADLINES = 5
 KIND_NOTES = {
@@ -66,9 +67,13 @@ class Row:
 
 
 def columns(group: Group) -> tuple[Column, ...]:
-    """Return the objectives first, then memory, step time, throughput and accuracies."""
+    """Return the objectives first, then memory, step time, throughput and accuracies.
+
+    What a step trains on has a column where that is not the same for all points.
+    """
     names = [each.name for each in group.objectives]
     names += [*MEMORY, "step_seconds", "tokens_per_second"]
+    names += [name for name in FED if len({point.value(name) for point in group.ok}) > 1]
     for task in group.tasks:
         names += [f"accuracy_before.{task}", f"accuracy.{task}"]
     names.append("train_loss")

@@ -26,7 +26,7 @@ from tradebench.report.style import (
     save,
     whiskers,
 )
-from tradebench.report.tables import Estimate, accuracy_note
+from tradebench.report.tables import Estimate
 from tradebench.report.units import Scale, count, listed, scale, title
 
 MAX_TASKS = 4
@@ -53,7 +53,7 @@ def series_figure(
         for axes in panels[len(metrics) :]:
             axes.set_axis_off()
         if any(metric.startswith("accuracy") for metric in metrics):
-            note(figure, accuracy_note(group.model))
+            note(figure, *group.accuracy_notes)
         handles = _key(axis, drawn)
         figure.legend(
             handles=handles, loc="outside lower left", title="The rest of the configuration"
@@ -167,5 +167,5 @@ def _series_caption(
     if len(lines) > len(drawn):
         parts.append(f"The {len(drawn)} longest of {len(lines)} lines are drawn.")
     if any(metric.startswith("accuracy") for metric in metrics):
-        parts.append(accuracy_note(group.model))
+        parts += group.accuracy_notes
     return " ".join(part for part in parts if part)

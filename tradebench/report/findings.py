@@ -8,16 +8,17 @@ from collections.abc import Sequence
 
 from tradebench.report.fronts import Z95, Group
 from tradebench.report.series import bits
-from tradebench.report.tables import SEVERITY, STATUS_WORDS, Point
+from tradebench.report.tables import SEVERITY, STATUS_WORDS, TRAINING, Point
 from tradebench.report.units import count, listed, scale, show, significant, title
 from tradebench.result import Status
+from tradebench.trial import reshaped
 
 MAX_TWINS = 2
 
 
 def findings(group: Group) -> list[str]:
     """Return the group's findings, the plainest first."""
-    sentences = [_coverage(group), _front(group), _smallest(group)]
+    sentences = [_coverage(group), _training(group), _front(group), _smallest(group)]
     goals = [each.name for each in group.objectives if each.name.startswith("accuracy.")]
     goals = goals or [f"accuracy.{task}" for task in group.tasks[:1]] or ["step_seconds"]
     sentences += [_best(group, goal) for goal in goals]
@@ -31,6 +32,11 @@ def _coverage(group: Group) -> str:
     ended = Counter(point.status for point in group.points)
     parts = listed(f"{ended[each]} {STATUS_WORDS[each]}" for each in _order() if ended[each])
     return f"{count(len(group.points), 'point')}, {group.title}: {parts}."
+
+
+def _training(group: Group) -> str:
+    """Say what differs beside techniques: a point that trains on less is no cheaper for it."""
+    return f"{group.training_note} {TRAINING}" if group.training_note else ""
 
 
 def _order() -> list[Status]:
@@ -60,7 +66,8 @@ def _smallest(group: Group) -> str:
         f"Smallest {title(name).lower()}: {best.name} with "
         f"{show(name, estimate.value, estimate.unit)}"
     )
-    start = baseline(found)
+    budget = best.results[0].budget
+    start = baseline([p for p in found if not reshaped(budget, p.results[0].budget)])
     if start is not None and start is not best and start.estimates[name].value > 0:
         share = 1 - estimate.value / start.estimates[name].value
         text += f", {100 * share:.0f} % less than {start.name}"

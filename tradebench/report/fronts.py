@@ -14,10 +14,12 @@ from tradebench.report.tables import (
     SEVERITY,
     Estimate,
     Point,
+    accuracy_note,
     memory_name,
     model_title,
     points,
     tasks,
+    training_note,
 )
 from tradebench.report.units import listed, scale, title
 from tradebench.result import Kind, canonical_json
@@ -97,6 +99,17 @@ class Group:
     def tasks(self) -> tuple[str, ...]:
         """The tasks with accuracies."""
         return tasks(self.points)
+
+    @property
+    def training_note(self) -> str:
+        """In what amounts the points are trained, where they differ."""
+        return training_note(point.results[0].budget for point in self.points)
+
+    @property
+    def accuracy_notes(self) -> tuple[str, ...]:
+        """The sentences that belong beside every accuracy of these points."""
+        notes = (accuracy_note(self.model), self.training_note)
+        return tuple(each for each in notes if each)
 
     def standing(self, point: Point) -> Standing:
         """Return where the point stands."""

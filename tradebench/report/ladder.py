@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tradebench.report.changes import Change, change, step
 from tradebench.report.content import Cell, Column, cell, headline
 from tradebench.report.fronts import Group
-from tradebench.report.tables import Point
+from tradebench.report.tables import TRAINING, Point
 
 if TYPE_CHECKING:
     from tradebench.store import Run
@@ -133,4 +133,6 @@ def _note(group: Group, rungs: Sequence[Rung]) -> str:
         parts.append(PAIRED_NOTE)
     if group.kind == "predicted":
         parts.append(PREDICTED_NOTE)
+    if group.training_note:
+        parts.append(f"{group.training_note} {TRAINING}")
     return " ".join(parts)

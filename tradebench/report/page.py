@@ -19,7 +19,7 @@ from tradebench.report.claims import Comparison, comparison
 from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
 from tradebench.report.style import Picture
-from tradebench.report.tables import accuracy_note, frame
+from tradebench.report.tables import frame
 from tradebench.report.units import count
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class Section:
 
     @property
     def accuracy_note(self) -> str:
-        """Whose accuracy this is; empty where there is none."""
-        return accuracy_note(self.group.model) if self.group.tasks else ""
+        """What belongs beside every accuracy; empty where there is none."""
+        return " ".join(self.group.accuracy_notes) if self.group.tasks else ""
 
 
 def write(run: Run, out: Path, beside: Run | None = None) -> list[Path]:

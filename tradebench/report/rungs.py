@@ -24,7 +24,6 @@ from tradebench.report.style import (
     save,
     whiskers,
 )
-from tradebench.report.tables import accuracy_note
 from tradebench.report.units import count
 
 ROW_HEIGHT = 0.36
@@ -45,7 +44,7 @@ def ladder_figure(group: Group, ladder: Ladder, name: str, out: Path) -> Picture
             _panel(axes, ladder, at)
         accuracies = any(column.name.startswith("accuracy") for column in ladder.columns)
         if accuracies:
-            note(figure, accuracy_note(group.model))
+            note(figure, *group.accuracy_notes)
         values = (
             rung.row.point.estimates[column.name]
             for rung in ladder.rungs
@@ -55,7 +54,8 @@ def ladder_figure(group: Group, ladder: Ladder, name: str, out: Path) -> Picture
         caption = (
             "Beside each bar stands its change against the row before. Blue: better; orange: "
             "worse; pale: not to be told apart, or row 0; grey: not compared. "
-            f"{ladder.note} {intervals(values)} {accuracy_note(group.model) if accuracies else ''}"
+            f"{ladder.note} {intervals(values)} "
+            f"{' '.join(group.accuracy_notes) if accuracies else ''}"
         )
         return save(
             figure,

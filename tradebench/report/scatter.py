@@ -30,7 +30,7 @@ from tradebench.report.style import (
     save,
     whiskers,
 )
-from tradebench.report.tables import Point, accuracy_note
+from tradebench.report.tables import Point
 from tradebench.report.units import Scale, listed, scale, title
 
 MAX_OBJECTIVES = 4
@@ -123,7 +123,7 @@ def _pareto_panels(
     ).flatten()
     panels = top.subplots(rows, columns, squeeze=False).flatten()
     if _has_accuracy(group):
-        note(top, accuracy_note(group.model))
+        note(top, *group.accuracy_notes)
     texts = []
     for axes, pair in zip(panels, pairs, strict=False):
         texts.append(_pareto_panel(axes, group, pair, drawn, numbered, look))
@@ -156,7 +156,7 @@ def _pareto_caption(group: Group, drawn: Sequence[Point], names: str) -> str:
     if limits:
         parts.append(f"Dashed: the limits of the suite, {listed(limits)}.")
     if _has_accuracy(group):
-        parts.append(accuracy_note(group.model))
+        parts += group.accuracy_notes
     return " ".join(part for part in parts if part)
 
 

@@ -14,6 +14,7 @@ from tradebench.report.fronts import Group
 from tradebench.report.tables import Point, differing
 from tradebench.report.units import clean
 from tradebench.result import canonical_json
+from tradebench.trial import BUDGET, SHAPE, SPLIT, sequences
 
 # Bits that one stored weight takes. A quantized model's come from its quantization; without one,
 # from its precision. Autocast methods store fp32 weights and compute in 16 bits: two differences
@@ -25,7 +26,10 @@ MAX_SERIES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A numeric setting. `off` is its value where the slot is off, if that is a value at all."""
+    """A numeric setting of a slot, or a field of the budget.
+
+    `off` is its value where the slot is off, if that is a value at all.
+    """
 
     slot: str
     field: str
@@ -42,6 +46,9 @@ AXES = (
     Axis(slot="low_rank", field="rank", title="Rank of the factored weights", log=True),
     Axis(slot="sharding", field="degree", title="Sharding degree (devices)", off=1, log=True),
     Axis(slot="data", field="fraction", title="Share of the data used", off=1),
+    Axis(slot=BUDGET, field="sequence", title="Longest sequence (tokens)", log=True),
+    Axis(slot=BUDGET, field="batch", title="Sequences per micro-batch", log=True),
+    Axis(slot=BUDGET, field="accumulation", title="Micro-batches per step", log=True),
 )
 
 
@@ -62,7 +69,7 @@ class Series:
 def series(group: Group) -> dict[Axis, tuple[Series, ...]]:
     """Return every series of two or more points, by axis; the known axes first."""
     found: dict[Axis, list[Series]] = {BITS: _bits(group.ok), **{axis: [] for axis in AXES}}
-    for line in _numeric(group.ok):
+    for line in (*_numeric(group.ok), *_split(group.ok)):
         found.setdefault(line.axis, []).append(line)
     return {axis: _told_apart(lines) for axis, lines in found.items() if lines}
 
@@ -84,20 +91,22 @@ def bits(point: Point) -> float | None:
     return float(given) if given else QUANTIZATION_BITS.get(str(quantization.get("method")))
 
 
-def context(
-    point: Point, slot: str | None = None, field: str | None = None, other: str | None = None
-) -> str:
-    """Return everything about a point but a slot, or a field of it, and but the `other` slot."""
+def context(point: Point, slot: str | None = None, *fields: str, other: str | None = None) -> str:
+    """Return everything about a point but a slot, or fields of it, and but the `other` slot.
+
+    Fields may be those of the budget, which is never left out as a whole.
+    """
     first = point.results[0]
+    budget = dict(first.budget)
     settings: dict[str, Any] = {
-        name: dict(fields) for name, fields in first.settings.items() if name != other
+        name: dict(each) for name, each in first.settings.items() if name != other
     }
-    if slot is not None and field is not None:
-        del settings[slot][field]
-    elif slot is not None:
+    if slot is not None and not fields:
         settings.pop(slot, None)
+    for field in fields:
+        del (budget if slot == BUDGET else settings[str(slot)])[field]
     return canonical_json(
-        {"budget": dict(first.budget), "evaluate": dict(first.evaluate), "settings": settings}
+        {"budget": budget, "evaluate": dict(first.evaluate), "settings": settings}
     )
 
 
@@ -115,12 +124,16 @@ def _numeric(found: Iterable[Point]) -> Iterable[Series]:
                 key = (slot, field, context(point, slot, field))
                 buckets.setdefault(key, {})[float(value)] = point
                 without[key] = context(point, slot)
+        for field in SHAPE:
+            if field in point.results[0].budget:
+                key = (BUDGET, field, context(point, BUDGET, field))
+                buckets.setdefault(key, {})[float(point.results[0].budget[field])] = point
     for key, bucket in buckets.items():
         slot, field, _ = key
         axis = known.get((slot, field)) or Axis(
             slot=slot, field=field, title=clean(f"{slot} {field}".replace("_", " ")).capitalize()
         )
-        off = by_context.get(without[key])
+        off = by_context.get(without[key]) if key in without else None
         if axis.off is not None and off is not None:
             bucket.setdefault(axis.off, off)
         if len(bucket) > 1:
@@ -131,6 +144,25 @@ def _numeric(found: Iterable[Point]) -> Iterable[Series]:
                 points=placed,
                 reference=off if axis.off is None else None,
             )
+
+
+def _split(found: Iterable[Point]) -> Iterable[Series]:
+    """Follow the sequences of one step from few large micro-batches to many small ones.
+
+    Two fields of the budget change along such a line, and what is trained on does not.
+    """
+    axis = next(axis for axis in AXES if (axis.slot, axis.field) == (BUDGET, SPLIT[0]))
+    buckets: dict[tuple[int, str], dict[float, Point]] = {}
+    for point in found:
+        budget = point.results[0].budget
+        if all(field in budget for field in SPLIT):
+            key = (sequences(budget), context(point, BUDGET, *SPLIT))
+            buckets.setdefault(key, {})[float(budget[axis.field])] = point
+    for (every, _), bucket in buckets.items():
+        if len(bucket) > 1:
+            placed = tuple(sorted(bucket.items(), key=lambda item: item[0]))
+            name = f"{_shared(placed)}, always {every} sequences a step"
+            yield Series(axis=axis, name=name, points=placed)
 
 
 def _bits(found: Iterable[Point]) -> list[Series]:

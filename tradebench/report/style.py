@@ -105,9 +105,10 @@ def _inline(svg: str, name: str) -> str:
     return re.sub(r'(href="#)', rf"\1{name}-", body)
 
 
-def note(figure: Figure | SubFigure, text: str) -> None:
-    """Set a sentence above the figure that must go wherever the figure goes."""
-    figure.suptitle(drawable(text, 140), fontsize=8, color=GREY, x=0.01, ha="left")
+def note(figure: Figure | SubFigure, *sentences: str) -> None:
+    """Set sentences above the figure that must go wherever the figure goes, each on a line."""
+    text = "\n".join(drawable(each, 140) for each in sentences)
+    figure.suptitle(text, fontsize=8, color=GREY, x=0.01, ha="left")
 
 
 def intervals(estimates: Iterable[Estimate]) -> str:

@@ -13,8 +13,9 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from tradebench.report.units import clean, title
+from tradebench.report.units import clean, listed, title
 from tradebench.result import PHASES, Fit, Kind, Measurement, Result, Status
+from tradebench.trial import sequences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,6 +203,25 @@ def accuracy_note(model: Mapping[str, Any]) -> str:
             "it is not the accuracy of a larger model."
         )
     return f"Accuracy is that of {model_title(model)}."
+
+
+def training_note(budgets: Iterable[Mapping[str, Any]]) -> str:
+    """Return in what amounts points are trained, where they differ; empty where they do not."""
+    found = list(budgets)
+    lengths = sorted({int(each["sequence"]) for each in found if "sequence" in each})
+    counts = sorted({sequences(each) for each in found})
+    parts = []
+    if len(lengths) > 1:
+        parts.append(f"on sequences of at most {listed(map(str, lengths))} tokens")
+    if len(counts) > 1:
+        parts.append(f"on {listed(map(str, counts))} sequences a step")
+    return f"Points train {' and '.join(parts)}." if parts else ""
+
+
+# What follows from it for a reader.
+TRAINING = (
+    "Compare throughput, not step time; loss and accuracy come of more or less training, too."
+)
 
 
 def tasks(found: Iterable[Point]) -> tuple[str, ...]:

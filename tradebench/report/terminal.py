@@ -12,6 +12,7 @@ from rich.text import Text
 from tradebench.report import predictions
 from tradebench.report.content import Cell, Column, headline, rows
 from tradebench.report.fronts import Group, groups
+from tradebench.report.tables import TRAINING
 from tradebench.report.units import count, listed, shorten, title
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ def table(run: Run) -> RenderableType:
     found = groups(run)
     if not found:
         return Text("No point has a result yet.")
-    parts = [
-        part for group in predictions.apart(found) for part in (_table(group), Text(summary(group)))
-    ]
+    parts: list[RenderableType] = []
+    for group in predictions.apart(found):
+        parts += [_table(group), Text(summary(group))]
+        if group.training_note:
+            parts.append(Text(f"{group.training_note} {TRAINING}"))
     errors = predictions.summary(predictions.prediction_errors(found))
     return Stack(*parts, *(Text(f"{predictions.HEADING}: {line}") for line in errors))
 

@@ -23,6 +23,8 @@ TITLES = {
     "step_seconds": "Step time",
     "load_seconds": "Load time",
     "tokens_per_second": "Throughput",
+    "tokens_per_step": "Tokens per step",
+    "padding_share": "Padding",
     "train_loss": "Training loss",
     "trainable_parameters": "Trainable parameters",
 }
@@ -32,6 +34,7 @@ PREFIXES = {
     "answer_nll": "Answer loss on {}",
     "answer_nll_before": "Answer loss on {} before training",
 }
+SHARES = ("padding_share",)  # in percent, as accuracies are
 SI_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -62,7 +65,7 @@ def scale(name: str, values: Iterable[float], unit: str) -> Scale:
         return _first(largest, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")), "B")
     if unit in SECONDS:
         return _first(largest, ((1.0, "s"), (1e-3, "ms")), "µs", 1e-6)
-    if unit in DIMENSIONLESS and name.startswith("accuracy"):
+    if unit in DIMENSIONLESS and (name.startswith("accuracy") or name in SHARES):
         return Scale(0.01, "%")
     plain = "tokens/s" if name == "tokens_per_second" else "" if unit in DIMENSIONLESS else unit
     found = next(((size, sign) for size, sign in SI_PREFIXES if largest >= 10 * size), None)

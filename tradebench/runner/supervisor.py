@@ -258,6 +258,7 @@ class _Sweep:
         trial, options = point.trial, self._options
         job = Job(
             suite=self._suite,
+            label=trial.label,
             trial=trial.payload(),
             repeat=point.repeat,
             attempt=self._history.next_attempt(trial.id, point.repeat),

@@ -168,7 +168,7 @@ def build(
         trial=trial.id,
         repeat=job.repeat,
         attempt=job.attempt,
-        label=trial.label,
+        label=job.label,
         **trial.payload(),
         status=status,
         reason=reason,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from tradebench.suite.problems import (
     Loc,
@@ -19,20 +19,27 @@ from tradebench.suite.problems import (
     unknown,
 )
 from tradebench.techniques import Technique, catalogue
-from tradebench.trial import Settings, changed
+from tradebench.trial import BUDGET, SHAPE, Budget, Settings, changed, reshaped
 
 Design = Literal["product", "each", "list", "ladder"]
-Setting = Technique | None
-"""What fills a slot at one point; None is off."""
+Setting = Technique | Budget | None
+"""What fills a slot at one point, None being off; or the point's budget."""
 Block = Mapping[str, tuple[Setting, ...]]
-"""The alternatives of each slot, in the order they were written."""
+"""The alternatives of each slot, and of the budget, in the order they were written."""
 
 OFF = "off"
 MOST_POINTS = 100_000  # more than any machine will run; a slip in a grid is refused at once
 
 
+class Point(NamedTuple):
+    """What a point consists of; without a budget it has the suite's."""
+
+    techniques: tuple[Technique, ...]
+    budget: Budget | None
+
+
 class Partial(Settings):
-    """Part of a point: what some of its slots must hold.
+    """Part of a point: what some of its slots, or its budget, must hold.
 
     `slots` maps a slot to its alternatives, one of which must hold; an alternative maps a field to
     the values it may have, and None stands for a slot that is off.
@@ -41,7 +48,7 @@ class Partial(Settings):
     slots: Mapping[str, tuple[Mapping[str, tuple[Any, ...]] | None, ...]]
 
     def covers(self, settings: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether a point with these settings (slot to fields) is one of those described."""
+        """Whether a point with these fields of slots and budget is one of those described."""
         return all(
             any(_holds(wanted, settings.get(slot)) for wanted in alternatives)
             for slot, alternatives in self.slots.items()
@@ -63,48 +70,93 @@ def _same(value: object, other: object) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
-def read_grid(value: object, design: Design, at: Loc) -> tuple[Block, ...]:
+def read_grid(value: object, design: Design, at: Loc, budget: Budget) -> tuple[Block, ...]:
     """The blocks of a grid: one, or one per listed point where the design is `list`.
 
-    With `each`, a list holds several baselines, each with changes of its own.
+    With `each`, a list holds several baselines, each with changes of its own. `budget` is the
+    suite's, of which a grid may vary the shape.
     """
     if design == "list" or (design == "each" and isinstance(value, list)):
         points = sequence(value, at, "design is list, so grid")
-        return tuple(read_block(point, (*at, index)) for index, point in enumerate(points))
+        return tuple(read_block(point, (*at, index), budget) for index, point in enumerate(points))
     if isinstance(value, list):
         reason = f"design: {design} takes one mapping of slots, not a list of points"
         raise Problem(at, f"{reason}; write design: list")
     if design == "ladder":
-        return (_read_ladder(value, at),)
-    return (read_block(value, at),)
+        return (_read_ladder(value, at, budget),)
+    return (read_block(value, at, budget),)
 
 
-def read_block(value: object, at: Loc) -> Block:
+def read_block(value: object, at: Loc, budget: Budget) -> Block:
     """Slot to alternatives."""
     slots = mapping(value, at, "a point" if at and isinstance(at[-1], int) else "grid")
-    check_keys(slots, catalogue(), at, "slot")
+    _check_slots(slots, at)
     return {
-        slot: _each_alternative(inner, (*at, slot), slot, _techniques)
+        slot: tuple(setting for _, setting in _alternatives(slot, inner, (*at, slot), budget))
         for slot, inner in slots.items()
     }
 
 
-def _read_ladder(value: object, at: Loc) -> Block:
+def _check_slots(slots: Mapping[str, object], at: Loc) -> None:
+    """Refuse what is neither a slot nor the budget."""
+    for key in slots:
+        if key in SHAPE:
+            raise Problem((*at, key), f"{key} belongs to the budget; write budget: {{{key}: ...}}")
+    check_keys(slots, [*catalogue(), BUDGET], at, "slot")
+
+
+def _alternatives(slot: str, value: object, at: Loc, budget: Budget) -> list[tuple[Loc, Setting]]:
+    """The alternatives of a slot, or of the budget, each with the place of its entry."""
+    if slot == BUDGET:
+        return [
+            (place, found)
+            for place, entry in _spread(value, at)
+            for found in _budgets(entry, place, budget)
+        ]
+    if value == []:
+        raise Problem(at, f"{slot} has no alternative; write off")
+    return [
+        (place, found)
+        for place, entry in _spread(value, at)
+        for found in _of_entry(entry, place, slot, _techniques)
+    ]
+
+
+def _budgets(entry: object, at: Loc, budget: Budget) -> list[Budget]:
+    """Every budget that one mapping of fields describes; what it does not name is the suite's."""
+    fields = mapping(entry, at, "budget in a grid")
+    for name in fields:
+        if name in Budget.model_fields and name not in SHAPE:
+            reason = f"a grid varies {choices(SHAPE)} of the budget, and {name} is the suite's own"
+            raise Problem((*at, name), f"{reason}, so that its points compare")
+    check_keys(fields, SHAPE, at, "setting of budget:")
+    spread = [_spread(value, (*at, name)) for name, value in fields.items()]
+    if math.prod(map(len, spread)) > MOST_POINTS:
+        raise Problem(at, f"budget has more than {MOST_POINTS:,} alternatives")
+    found = []
+    for combination in itertools.product(*spread):
+        update = {}
+        for name, (place, value) in zip(fields, combination, strict=True):
+            try:
+                update[name] = getattr(build(Budget, {name: value}, at, BUDGET), name)
+            except Problem as problem:
+                raise Problem(place, problem.sentence) from None
+        found.append(budget.model_copy(update=update))
+    return found
+
+
+def _read_ladder(value: object, at: Loc, budget: Budget) -> Block:
     """Slot to alternatives that are rungs: each adds a technique, or changes one setting.
 
     The first alternative of every slot is the baseline; a slot with one alternative is in every
     row. A rung that did more would hide which of its changes did what.
     """
-    block = read_block(value, at)
+    block = read_block(value, at, budget)
     if all(len(alternatives) == 1 for alternatives in block.values()):
         reason = "design: ladder has no rung, because no slot has a second alternative"
         raise Problem(at, f"{reason}; write [off, ...] for what is added")
     for slot, inner in mapping(value, at, "grid").items():
-        rungs = [
-            (place, setting)
-            for place, entry in _spread(inner, (*at, slot))
-            for setting in _each_alternative(entry, place, slot, _techniques)
-        ]
+        rungs = _alternatives(slot, inner, (*at, slot), budget)
         for (_, before), (place, after) in itertools.pairwise(rungs):
             if reason := _no_rung(slot, before, after):
                 raise Problem(place, reason)
@@ -117,12 +169,18 @@ def _no_rung(slot: str, before: Setting, after: Setting) -> str:
         return f"a rung only adds, and this one takes {slot} away; write off first, or once"
     if before is None:
         return ""
-    names = changed(before, after)
+    names: Sequence[str]
+    if isinstance(before, Budget) and isinstance(after, Budget):
+        names = [
+            " with ".join(fields) for fields in reshaped(before.model_dump(), after.model_dump())
+        ]
+    elif isinstance(before, Technique) and isinstance(after, Technique):
+        names = changed(before, after)
     if len(names) == 1:
         return ""
-    step = f"from {before.label} to {after.label}"
+    step = f"from {_named(before)} to {_named(after)}"
     if not names:
-        return f"{slot}: this rung repeats the one before ({after.label}); remove it"
+        return f"{slot}: this rung repeats the one before ({_named(after)}); remove it"
     words = f"{', '.join(names[:-1])} and {names[-1]}"
     return (
         f"{slot}: a rung changes one setting, and {step} changes {words}; "
@@ -130,25 +188,53 @@ def _no_rung(slot: str, before: Setting, after: Setting) -> str:
     )
 
 
+def _named(setting: Technique | Budget) -> str:
+    """A technique's label, or the shape of a budget."""
+    if isinstance(setting, Technique):
+        return setting.label
+    return " and ".join(f"{name} {getattr(setting, name)}" for name in SHAPE)
+
+
 def read_partial(value: object, at: Loc, noun: str) -> Partial:
     """Part of a point, as `exclude` and `repeats_where` name it."""
     slots = mapping(value, at, noun)
     if not slots:
         raise Problem(at, f"{noun} names no slot, so it would cover every point")
-    check_keys(slots, catalogue(), at, "slot")
+    _check_slots(slots, at)
     return Partial(
         slots={
-            slot: _each_alternative(inner, (*at, slot), slot, _wanted)
+            slot: tuple(
+                wanted
+                for place, entry in _spread(inner, (*at, slot))
+                for wanted in _partials(slot, entry, place)
+            )
             for slot, inner in slots.items()
         }
     )
 
 
-def expand(blocks: Sequence[Block], design: Design) -> Iterator[tuple[Technique, ...]]:
-    """The techniques of every point, in the order of the grid; points may come twice."""
+def _partials(slot: str, entry: object, at: Loc) -> Sequence[Mapping[str, tuple[Any, ...]] | None]:
+    """What one entry of a slot, or of the budget, asks for."""
+    if slot != BUDGET:
+        return _of_entry(entry, at, slot, _wanted)
+    fields = mapping(entry, at, BUDGET)
+    check_keys(fields, SHAPE, at, "setting of budget:")
+    return [
+        {
+            name: tuple(inner for _, inner in _spread(value, (*at, name)))
+            for name, value in fields.items()
+        }
+    ]
+
+
+def expand(blocks: Sequence[Block], design: Design) -> Iterator[Point]:
+    """Every point, in the order of the grid; one may come twice."""
     for block in blocks:
-        for point in WAYS.get(design, _every_combination)(block):
-            yield tuple(setting for setting in point if setting is not None)
+        for settings in WAYS.get(design, _every_combination)(block):
+            yield Point(
+                techniques=tuple(each for each in settings if isinstance(each, Technique)),
+                budget=next((each for each in settings if isinstance(each, Budget)), None),
+            )
 
 
 def count(blocks: Sequence[Block], design: Design) -> int:
@@ -190,27 +276,21 @@ WAYS: Mapping[Design, Callable[[Block], Iterator[tuple[Setting, ...]]]] = {
 }
 
 
-def _each_alternative(
-    value: object, at: Loc, slot: str, read: Callable[[str, dict[str, Any], Loc], Sequence[Any]]
-) -> tuple[Any, ...]:
-    """What `read` makes of each alternative of a slot; `off` becomes None.
+def _of_entry(
+    entry: object, at: Loc, slot: str, read: Callable[[str, dict[str, Any], Loc], Sequence[Any]]
+) -> Sequence[Any]:
+    """What `read` makes of an entry of a slot, one or several alternatives; `off` becomes None.
 
     A word alone is a method with its default settings.
     """
-    if value == []:
-        raise Problem(at, f"{slot} has no alternative; write off")
-    found: list[Any] = []
-    for place, entry in _spread(value, at):
-        if entry == OFF:
-            found.append(None)
-        elif isinstance(entry, str):
-            found += read(slot, {"method": entry}, place)
-        elif isinstance(entry, dict):
-            found += read(slot, entry, place)
-        else:
-            wish = "off, a method, or a mapping of settings"
-            raise Problem(place, f"{slot} must be {wish}, not {show(entry)}")
-    return tuple(found)
+    if entry == OFF:
+        return [None]
+    if isinstance(entry, str):
+        return read(slot, {"method": entry}, at)
+    if isinstance(entry, dict):
+        return read(slot, entry, at)
+    wish = "off, a method, or a mapping of settings"
+    raise Problem(at, f"{slot} must be {wish}, not {show(entry)}")
 
 
 def _techniques(slot: str, entry: dict[str, Any], at: Loc) -> list[Technique]:

@@ -13,6 +13,8 @@ OVERALL = (
     *(f"peak_{category}_bytes" for category in CATEGORIES),
     "step_seconds",
     "tokens_per_second",
+    "tokens_per_step",
+    "padding_share",
     "train_loss",
     "trainable_parameters",
     "load_seconds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,7 +12,7 @@ from tradebench.suite.grid import OFF
 from tradebench.suite.names import MEASUREMENTS, SCORES
 from tradebench.suite.suite import DESIGNS
 from tradebench.techniques import Technique, catalogue
-from tradebench.trial import Budget, Evaluate, Model
+from tradebench.trial import BUDGET, SHAPE, Budget, Evaluate, Model
 
 Schema = dict[str, Any]
 
@@ -39,7 +40,7 @@ def suite_schema() -> Schema:
     slots = {slot: _slot(slot, definitions) for slot in catalogue()}
     for slot, alternatives in slots.items():
         definitions[f"slot.{slot}"] = alternatives
-    point = _closed({slot: {"$ref": f"#/$defs/slot.{slot}"} for slot in slots})
+    point = _closed({slot: {"$ref": f"#/$defs/slot.{slot}"} for slot in slots} | _shape())
     properties: Schema = {
         "model": {"anyOf": [{"type": "string"}, _model(definitions)]},
         "budget": _section(Budget, definitions),
@@ -104,8 +105,53 @@ def _slot(slot: str, definitions: Schema) -> Schema:
     settings = [{"$ref": f"#/$defs/{slot}.{kind.__name__}"} for kind in kinds]
     for kind in kinds:
         definitions[f"{slot}.{kind.__name__}"] = _technique(kind, definitions)
+    if len(kinds) > 1:
+        settings.append(_several([definitions[f"{slot}.{kind.__name__}"] for kind in kinds]))
     one = {"anyOf": [{"enum": [OFF, *methods]}, *settings]}
     return {"anyOf": [*one["anyOf"], {"type": "array", "minItems": 1, "items": one}]}
+
+
+def _several(kinds: Sequence[Schema]) -> Schema:
+    """One mapping for a list of methods of any class: its settings belong to each of them."""
+    known = [kind["properties"]["method"]["anyOf"][0]["enum"] for kind in kinds]
+    listed = {
+        "type": "array",
+        "minItems": 2,
+        "items": {"enum": [each for k in known for each in k]},
+    }
+    return {
+        "type": "object",
+        "properties": {"method": listed},
+        "required": ["method"],
+        "allOf": [
+            {
+                "if": {"properties": {"method": {"contains": {"enum": methods}}}},
+                "then": {**kind, "properties": {**kind["properties"], "method": {}}},
+            }
+            for kind, methods in zip(kinds, known, strict=True)
+        ],
+    }
+
+
+def _shape() -> Schema:
+    """The fields of a budget that a grid may vary, or a list of such mappings."""
+    fields = Budget.model_json_schema()["properties"]
+    without = {name: {**fields[name]} for name in SHAPE}
+    for field in without.values():
+        del field["default"]  # in a grid, that is what the suite's budget has
+    one = _closed(_spread_out(without))
+    return {BUDGET: {"anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}}
+
+
+def _spread_out(fields: Schema) -> Schema:
+    """The same fields, each of which may be a list of alternatives."""
+    return {
+        name: {
+            "anyOf": [field, {"type": "array", "minItems": 1, "items": field}],
+            **{key: field[key] for key in ("description", "default") if key in field},
+        }
+        for name, field in fields.items()
+    }
 
 
 def _technique(kind: type[Technique], definitions: Schema) -> Schema:
@@ -115,13 +161,7 @@ def _technique(kind: type[Technique], definitions: Schema) -> Schema:
         "enum": [*kind.methods(), *kind.aliases],
         **({"default": default} if (default := _default_method(kind)) else {}),
     }
-    schema["properties"] = {
-        name: {
-            "anyOf": [field, {"type": "array", "minItems": 1, "items": field}],
-            **{key: field[key] for key in ("description", "default") if key in field},
-        }
-        for name, field in schema["properties"].items()
-    }
+    schema["properties"] = _spread_out(schema["properties"])
     return {**schema, "description": (kind.__doc__ or "").splitlines()[0]}
 
 
@@ -138,6 +178,7 @@ def _partial() -> Schema:
         fields: Schema = {name: {} for kind in methods.values() for name in kind.model_fields}
         one = [{"enum": [OFF, *methods]}, _closed(fields)]
         values[slot] = {"anyOf": [*one, {"type": "array", "minItems": 1, "items": {"anyOf": one}}]}
+    values |= _shape()
     return {**_closed(values), "minProperties": 1}
 
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict
 
 from tradebench.suite import sections
-from tradebench.suite.grid import MOST_POINTS, Block, Design, Partial, count, expand, read_grid
+from tradebench.suite.grid import (
+    MOST_POINTS,
+    Block,
+    Design,
+    Partial,
+    Point,
+    count,
+    expand,
+    read_grid,
+)
 from tradebench.suite.problems import Problem, check_keys, unknown
 from tradebench.suite.sections import RepeatRule, Resources
 from tradebench.suite.source import Source, parse, read
-from tradebench.trial import Budget, Evaluate, Model, Settings, Trial
+from tradebench.trial import SHAPE, Budget, Evaluate, Model, Settings, Trial
 
 DESIGNS: tuple[Design, ...] = ("product", "each", "list", "ladder")
 GIVEN_BY_FILE = ("name", "question", "text", "path")
@@ -25,9 +33,10 @@ class Suite(Settings):
 
     `name` is the file's stem, `question` the first paragraph of its header comment, `text` its
     source. The rows of a `ladder` are in the order of the grid's slots, row 0 being the baseline:
-    each adds one technique, or changes one setting, and keeps all that is above it. `limits` are
-    requirements for recommendations and never stop a trial; `resources.memory` is enforced. The
-    first of `repeats_where` that matches a point replaces `repeats` for it.
+    each adds one technique, or changes one setting, and keeps all that is above it. A grid may give
+    points another shape of the budget than `budget` has. `limits` are requirements for
+    recommendations and never stop a trial; `resources.memory` is enforced. The first of
+    `repeats_where` that matches a point replaces `repeats` for it.
     """
 
     model_config = ConfigDict(ignored_types=(cached_property,))
@@ -75,28 +84,36 @@ class Suite(Settings):
 
     def trials(self) -> tuple[Trial, ...]:
         """Every point, legal or not, in the order of the grid and each once."""
-        return tuple(trial for trial in self._grid if not self._excluded(trial.settings))
+        return tuple(trial for trial in self._grid if not self._excluded(trial))
 
     def repeats_of(self, trial: Trial) -> int:
         """How often this point runs."""
-        settings = trial.settings
-        rules = (rule.repeats for rule in self.repeats_where if rule.match.covers(settings))
+        described = trial.described
+        rules = (rule.repeats for rule in self.repeats_where if rule.match.covers(described))
         return next(rules, self.repeats)
 
-    def _excluded(self, settings: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether a point with these settings is left out."""
-        return any(part.covers(settings) for part in self.exclude)
+    def _excluded(self, trial: Trial) -> bool:
+        """Whether a point is left out."""
+        described = trial.described
+        return any(part.covers(described) for part in self.exclude)
 
     @cached_property
     def _grid(self) -> tuple[Trial, ...]:
         """The points before `exclude`."""
-        trials = (
-            Trial(
-                model=self.model, budget=self.budget, evaluate=self.evaluate, techniques=techniques
-            )
-            for techniques in expand(self.grid, self.design)
-        )
+        trials = map(self._trial, expand(self.grid, self.design))
         return tuple({trial.id: trial for trial in trials}.values())
+
+    def _trial(self, point: Point) -> Trial:
+        budget = point.budget or self.budget
+        return Trial(
+            model=self.model,
+            budget=budget,
+            evaluate=self.evaluate,
+            techniques=point.techniques,
+            varied=tuple(
+                name for name in SHAPE if getattr(budget, name) != getattr(self.budget, name)
+            ),
+        )
 
 
 def keys() -> tuple[str, ...]:
@@ -111,7 +128,8 @@ def _suite(source: Source) -> Suite:
     design = _design(data.get("design", "product"))
     if "grid" not in data:
         raise Problem((), "grid is missing; name the slots to vary, or write grid: {}")
-    grid = read_grid(data["grid"], design, ("grid",))
+    budget = sections.read_budget(data, base)
+    grid = read_grid(data["grid"], design, ("grid",), budget)
     if (points := count(grid, design)) > MOST_POINTS:
         raise Problem(("grid",), f"the grid has {points:,} points; {MOST_POINTS:,} is the most")
     model = sections.read_model(data, base)
@@ -120,7 +138,7 @@ def _suite(source: Source) -> Suite:
         name=source.path.stem,
         question=source.question,
         model=model,
-        budget=sections.read_budget(data, base),
+        budget=budget,
         design=design,
         grid=grid,
         exclude=sections.read_exclude(data),
@@ -148,11 +166,11 @@ def _design(value: object) -> Design:
 
 def _check_partials(suite: Suite) -> None:
     """Refuse what covers no point at all: it is a slip, and would do nothing in silence."""
-    points = [trial.settings for trial in suite._grid]
+    points = [trial.described for trial in suite._grid]
     for index, part in enumerate(suite.exclude):
         if not any(map(part.covers, points)):
             raise Problem(("exclude", index), "exclude: no point of the grid is covered by this")
-    left = [trial.settings for trial in suite.trials()]
+    left = [trial.described for trial in suite.trials()]
     if not left:
         raise Problem(("exclude",), "exclude leaves no point of the grid")
     for index, rule in enumerate(suite.repeats_where):

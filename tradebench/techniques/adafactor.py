@@ -13,79 +13,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from tradebench.techniques.protocol import Stage, Technique
 from tradebench.techniques.stepping import (
+    Replacing,
     Stepping,
-    conflict_when_sharded,
-    conflicts_in_backward,
-    conflicts_with_fp16,
-    note,
     read_note,
-    step_in_backward,
+    state_counts,
     trainable,
-    write_note,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
-    from tradebench.trial import Trial
+    from tradebench.techniques.protocol import Effect
 
 SETTINGS: dict[str, Any] = {"scale_parameter": False, "relative_step": False, "weight_decay": 0.0}
 
 
-class Adafactor(Technique):
+class Adafactor(Replacing):
     """Steps by the root of a factored second moment, without a first one."""
 
-    slot, stage, axis = "optimizer", Stage.OPTIMIZER, "method"
     cite = "Shazeer and Stern 2018, arXiv:1804.04235; transformers"
+    whole = "adafactor takes the means of whole matrices and not of their shares; use adamw"
 
     method: Literal["adafactor"] = "adafactor"
-    in_backward: bool = Field(
-        False, description="step inside the backward pass, as soon as a gradient is whole"
-    )
 
-    @property
-    def label(self) -> str:
-        """`adafactor`, with `in backward`."""
-        return f"{self.method} in backward" if self.in_backward else self.method
+    def stepping(self, model: nn.Module) -> Stepping:
+        """Transformers' Adafactor."""
+        from transformers.optimization import Adafactor as Inner
 
-    def conflicts(self, trial: Trial) -> list[str]:
-        """Means of rows and columns are those of whole matrices."""
-        reasons = conflicts_with_fp16(trial)
-        reasons += conflicts_in_backward(trial) if self.in_backward else []
-        return reasons + conflict_when_sharded(
-            trial, "adafactor takes the means of whole matrices and not of their shares; use adamw"
-        )
-
-    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
-        """Take this optimizer in the place of the default."""
-
-        def make(model: nn.Module) -> Optimizer:
-            from transformers.optimization import Adafactor as Inner
-
-            optimizer = Stepping(Inner(trainable(model), lr=0.0, **SETTINGS))
-            if self.in_backward:
-                step_in_backward(optimizer, model)
-            note(model, optimizer)
-            return optimizer
-
-        return make
-
-    def stepped(self, model: nn.Module) -> None:
-        """Note what the optimizer holds."""
-        write_note(model)
+        return Stepping(Inner(trainable(model), lr=0.0, **SETTINGS))
 
     def effect(self, model: nn.Module) -> Effect:
         """Count the steps and the bytes of the states."""
         from transformers.optimization import Adafactor as Inner
 
         found = read_note(model, self.label, Inner, in_backward=self.in_backward)
-        return {
-            "steps": found.steps,
-            "parameters": found.parameters,
-            "state_bytes": sum(found.bytes.values()),
-        }
+        return state_counts(found)

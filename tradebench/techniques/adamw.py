@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tradebench.techniques.protocol import ContradictionError, Stage, Technique
+from tradebench.techniques.protocol import ContradictionError
 from tradebench.techniques.stepping import (
     BETAS,
     EPSILON,
+    Replacing,
     Stepping,
     conflict_when_sharded,
     conflicts_in_backward,
     conflicts_with_fp16,
-    note,
     read_note,
-    step_in_backward,
+    state_counts,
     trainable,
-    write_note,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
+    from tradebench.techniques.protocol import Effect
     from tradebench.trial import Trial
 
 SWITCHES: dict[str, dict[str, bool]] = {
@@ -44,10 +43,9 @@ SWITCHES: dict[str, dict[str, bool]] = {
 }
 
 
-class AdamW(Technique):
+class AdamW(Replacing):
     """Adam with decoupled weight decay, of which there is none here, in torch's own code."""
 
-    slot, stage, axis = "optimizer", Stage.OPTIMIZER, "method"
     cite = (
         "Loshchilov and Hutter 2017, arXiv:1711.05101; offload: Ren et al. 2021, arXiv:2101.06840"
     )
@@ -55,9 +53,6 @@ class AdamW(Technique):
     method: Literal["adamw"] = "adamw"
     implementation: Literal["fused", "foreach", "for-loop"] = Field(
         "fused", description="torch's code: one kernel, lists of all parameters, or one by one"
-    )
-    in_backward: bool = Field(
-        False, description="step inside the backward pass, as soon as a gradient is whole"
     )
     offload: bool = Field(
         False, description="keep states and a copy of the parameters in the host's memory"
@@ -87,25 +82,12 @@ class AdamW(Technique):
             return []
         return ["offloading moves optimizer states to the host: on a CPU it only adds copies"]
 
-    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
-        """Take this optimizer in the place of the default."""
-
-        def make(model: nn.Module) -> Optimizer:
-            optimizer = (
-                Offloaded(trainable(model), self.implementation)
-                if self.offload
-                else Stepping(_adamw(trainable(model), self.implementation))
-            )
-            if self.in_backward:
-                step_in_backward(optimizer, model)
-            note(model, optimizer)
-            return optimizer
-
-        return make
-
-    def stepped(self, model: nn.Module) -> None:
-        """Note what the optimizer holds."""
-        write_note(model)
+    def stepping(self, model: nn.Module) -> Stepping:
+        """Torch's AdamW, on the device or on the host."""
+        parameters = trainable(model)
+        if self.offload:
+            return Offloaded(parameters, self.implementation)
+        return Stepping(_adamw(parameters, self.implementation))
 
     def effect(self, model: nn.Module) -> Effect:
         """Count the steps and the bytes of the states, a device's or the host's."""
@@ -124,11 +106,7 @@ class AdamW(Technique):
                 f"{self.label} was asked for, but torch was told "
                 f"{', '.join(f'{name}={found.settings[name]}' for name in switches)}"
             )
-        return {
-            "steps": found.steps,
-            "parameters": found.parameters,
-            "state_bytes": sum(found.bytes.values()),
-        }
+        return state_counts(found)
 
 
 class Offloaded(Stepping):

@@ -98,7 +98,7 @@ class FourBit(Technique):
             return request.keep(packed)
 
         if request.quantization is None:
-            replace_linears(model, quantize)
+            replace_linears(model, quantize, request.around)
             # peft asks for this before it wraps a layer.
             model.is_loaded_in_4bit = True  # type: ignore[assignment]  # a flag
         for module in model.modules():

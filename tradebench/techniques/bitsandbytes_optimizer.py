@@ -9,28 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from tradebench.techniques.protocol import ContradictionError, Stage, Technique
+from tradebench.techniques.protocol import ContradictionError
 from tradebench.techniques.stepping import (
     BETAS,
     EPSILON,
     Note,
+    Replacing,
     Stepping,
-    conflict_when_sharded,
-    conflicts_in_backward,
-    conflicts_with_fp16,
-    note,
     read_note,
-    step_in_backward,
+    state_counts,
     trainable,
-    write_note,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
+    from tradebench.techniques.protocol import Effect
     from tradebench.trial import Trial
 
 QUANTIZED_FROM = 4096  # elements, the library's own threshold
@@ -38,53 +32,27 @@ LION_BETAS = (0.9, 0.99)  # the paper's
 WHOLE = "bitsandbytes cannot step on the shares of a sharded model; use adamw or torchao_adamw8bit"
 
 
-class Bitsandbytes8bit(Technique):
+class Bitsandbytes8bit(Replacing):
     """Keeps the moments of AdamW or of Lion in 8 bits."""
 
-    slot, stage, axis = "optimizer", Stage.OPTIMIZER, "method"
     cite = "Dettmers et al. 2021, arXiv:2110.02861; Lion arXiv:2302.06675; bitsandbytes"
+    whole = WHOLE
 
     method: Literal["adamw8bit", "lion8bit"]
-    in_backward: bool = Field(
-        False, description="step inside the backward pass, as soon as a gradient is whole"
-    )
-
-    @property
-    def label(self) -> str:
-        """`adamw8bit`, with `in backward`."""
-        return f"{self.method} in backward" if self.in_backward else self.method
-
-    def conflicts(self, trial: Trial) -> list[str]:
-        """The library takes plain tensors only."""
-        reasons = conflicts_with_fp16(trial)
-        reasons += conflicts_in_backward(trial) if self.in_backward else []
-        return reasons + conflict_when_sharded(trial, WHOLE)
 
     def cautions(self, trial: Trial) -> list[str]:
         """What stays in fp32 and what a CPU's kernel does."""
         return narrow_states(trial)
 
-    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
-        """Take this optimizer in the place of the default."""
-
-        def make(model: nn.Module) -> Optimizer:
-            optimizer = Stepping(self._kind()(trainable(model), **self._rates()))
-            if self.in_backward:
-                step_in_backward(optimizer, model)
-            note(model, optimizer)
-            return optimizer
-
-        return make
-
-    def stepped(self, model: nn.Module) -> None:
-        """Note what the optimizer holds."""
-        write_note(model)
+    def stepping(self, model: nn.Module) -> Stepping:
+        """The library's optimizer."""
+        return Stepping(self._kind()(trainable(model), **self._rates()))
 
     def effect(self, model: nn.Module) -> Effect:
         """Count the states in 8 bits; one that could be and is not is an error."""
         found = read_note(model, self.label, self._kind(), in_backward=self.in_backward)
         check_formats(found, self.label)
-        return state_counts(found)
+        return state_counts(found, quantized=quantized(found))
 
     def _kind(self) -> Any:
         from bitsandbytes import optim
@@ -123,11 +91,6 @@ def check_formats(found: Note, asked: str) -> None:
         )
 
 
-def state_counts(found: Note) -> Effect:
-    """How many parameters have quantized states, and the bytes of all states, tables included."""
-    return {
-        "steps": found.steps,
-        "parameters": found.parameters,
-        "quantized": len(found.elements.get("uint8", ())),
-        "state_bytes": sum(found.bytes.values()),
-    }
+def quantized(found: Note) -> int:
+    """How many parameters have states in 8 bits."""
+    return len(found.elements.get("uint8", ()))

@@ -13,7 +13,7 @@ from tradebench.techniques.bitsandbytes_optimizer import (
     WHOLE,
     check_formats,
     narrow_states,
-    state_counts,
+    quantized,
 )
 from tradebench.techniques.protocol import ContradictionError, Stage, Technique
 from tradebench.techniques.stepping import (
@@ -24,6 +24,7 @@ from tradebench.techniques.stepping import (
     conflicts_with_fp16,
     note,
     read_note,
+    state_counts,
     trainable,
     write_note,
 )
@@ -86,7 +87,7 @@ class PagedAdamW(Technique):
                 f"{self.method} was asked for, but states are paged of {found.paged} parameters, "
                 f"and {large} have the {PAGED_FROM} elements that it takes"
             )
-        return {**state_counts(found), "paged": found.paged}
+        return state_counts(found, quantized=quantized(found), paged=found.paged)
 
     def _kind(self) -> Any:
         from bitsandbytes import optim

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tradebench.errors import UserError
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
 from tradebench.techniques.targets import decoder_linears, replace_linears
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from tradebench.techniques.protocol import Effect
     from tradebench.trial import Trial
-
-OLDEST = (8, 9)  # NVIDIA's first architecture with units for 8-bit floats is Ada
 
 
 class Float8(Technique):
@@ -38,6 +35,7 @@ class Float8(Technique):
     cite = "Micikevicius et al. 2022, arXiv:2209.05433; https://github.com/pytorch/ao"
     extra = "torchao"
     packages = ("torchao",)
+    capability = (8, 9)  # NVIDIA's first architecture with units for 8-bit floats is Ada
 
     method: Literal["fp8"]
     scaling: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = Field(
@@ -84,7 +82,6 @@ class Float8(Technique):
         self.need_packages()
         from torchao.float8.float8_linear import Float8Linear
 
-        _need_units(request.device)
         config = self._config()
 
         def convert(linear: nn.Linear) -> nn.Module:
@@ -124,21 +121,3 @@ class Float8(Technique):
         recipe = Float8LinearConfig.from_recipe_name(self.scaling)
         # Kernels want multiples of 16, and a batch may have any number of tokens.
         return replace(recipe, pad_inner_dim=True)
-
-
-def _need_units(device: str) -> None:
-    """Refuse GPUs of NVIDIA without units for 8-bit floats, on which torch has no such product.
-
-    Raises:
-        UserError: the device is one of them.
-    """
-    import torch
-
-    if device != "cuda" or torch.version.hip is not None:
-        return
-    found = torch.cuda.get_device_capability()
-    if found < OLDEST:
-        raise UserError(
-            f"fp8 needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or later, and this one "
-            f"has {found[0]}.{found[1]}; use precision bf16 instead"
-        )

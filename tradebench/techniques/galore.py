@@ -16,19 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tradebench.techniques.protocol import ContradictionError, Stage, Technique
+from tradebench.techniques.protocol import ContradictionError
 from tradebench.techniques.stepping import (
     BETAS,
     EPSILON,
+    Replacing,
     Stepping,
-    conflict_when_sharded,
-    conflicts_in_backward,
-    conflicts_with_fp16,
-    note,
     read_note,
-    step_in_backward,
+    state_counts,
     trainable,
-    write_note,
 )
 from tradebench.techniques.targets import decoder_linears
 
@@ -38,25 +34,22 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
+    from tradebench.techniques.protocol import Effect
     from tradebench.trial import Trial
 
 
-class GaLore(Technique):
+class GaLore(Replacing):
     """Projects the gradients of the decoder's matrices to `rank` and keeps moments of that size."""
 
-    slot, stage, axis = "optimizer", Stage.OPTIMIZER, "rank"
+    axis = "rank"
     cite = "Zhao et al. 2024, arXiv:2403.03507"
-
+    whole = "galore decomposes whole gradients and not their shares; use adamw"
     affine = ("rank",)
 
     method: Literal["galore"] = "galore"
     rank: int = Field(128, ge=1, description="rows of the projected gradients")
     update_gap: int = Field(200, ge=1, description="steps between two projectors")
     scale: float = Field(0.25, gt=0, description="factor of an update that is projected back")
-    in_backward: bool = Field(
-        False, description="step inside the backward pass, as soon as a gradient is whole"
-    )
 
     @property
     def label(self) -> str:
@@ -69,8 +62,7 @@ class GaLore(Technique):
 
     def conflicts(self, trial: Trial) -> list[str]:
         """Only the gradients of whole, dense matrices can be projected."""
-        reasons = conflicts_with_fp16(trial)
-        reasons += conflicts_in_backward(trial) if self.in_backward else []
+        reasons = super().conflicts(trial)
         if trial.method("adapters") is not None:
             reasons.append(
                 "galore projects the gradients of whole matrices and adapters freeze these; "
@@ -81,33 +73,19 @@ class GaLore(Technique):
                 "galore projects gradients that quantized weights do not have; "
                 "use another optimizer"
             )
-        return reasons + conflict_when_sharded(
-            trial, "galore decomposes whole gradients and not their shares; use adamw"
-        )
+        return reasons
 
-    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
-        """Take this optimizer in the place of the default."""
-
-        def make(model: nn.Module) -> Optimizer:
-            matrices = self._projected(model)
-            chosen = set(matrices)
-            others = [part for part in trainable(model) if part not in chosen]
-            groups: list[dict[str, Any]] = [
-                {"params": matrices, "rank": self.rank},
-                {"params": others, "rank": None},
-            ]
-            defaults = {"lr": 0.0, "update_gap": self.update_gap, "scale": self.scale}
-            optimizer = Stepping(projected_adamw()(groups, defaults))
-            if self.in_backward:
-                step_in_backward(optimizer, model)
-            note(model, optimizer)
-            return optimizer
-
-        return make
-
-    def stepped(self, model: nn.Module) -> None:
-        """Note what the optimizer holds."""
-        write_note(model)
+    def stepping(self, model: nn.Module) -> Stepping:
+        """AdamW, on projected gradients where there is a projection to make."""
+        matrices = self._projected(model)
+        chosen = set(matrices)
+        others = [part for part in trainable(model) if part not in chosen]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "rank": self.rank},
+            {"params": others, "rank": None},
+        ]
+        defaults = {"lr": 0.0, "update_gap": self.update_gap, "scale": self.scale}
+        return Stepping(projected_adamw()(groups, defaults))
 
     def effect(self, model: nn.Module) -> Effect:
         """Count the matrices whose gradients were projected, and the bytes of all states."""
@@ -121,12 +99,7 @@ class GaLore(Technique):
                 f"{self.label} was asked for, but {projected} gradients were projected of "
                 f"{expected} that have no side as short as the rank"
             )
-        return {
-            "steps": found.steps,
-            "parameters": found.parameters,
-            "projected": projected,
-            "state_bytes": sum(found.bytes.values()),
-        }
+        return state_counts(found, projected=projected)
 
     def _projected(self, model: nn.Module) -> list[nn.Parameter]:
         """The matrices whose gradients a projection makes smaller."""

@@ -5,30 +5,41 @@ of auto-gptq, whose checkpoints it reads), driven by optimum, and its kernel in 
 Weights are packed and take no gradient, so training needs an adapter; and because that kernel
 unpacks a weight with operations that autograd knows, the dense weight of every layer is kept until
 its backward pass, unless the layer is recomputed.
+
+Weights may come packed, too, from a folder that says how: in the `quantization_config` of its
+config.json, or as auto-gptq wrote it, in a quantize_config.json. Where a folder of symmetric
+weights names the wrong one of two formats, which shifts all weights, it is found out.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tradebench.errors import UserError
 from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.stored import V1, V2, packed_weights
 from tradebench.techniques.targets import decoder_linears, replace_linears
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from tradebench.techniques.protocol import Effect
-    from tradebench.trial import Trial
+    from tradebench.trial import Model, Trial
 
 # `auto` is for inference only, and `auto_trainable` loses gradients on a CPU once the model has
 # been evaluated: 8 of 28 adapters train, without an error.
 BACKEND = "gptq_torch"
 ADAPTERS = ("lora", "rslora")
+# What only quantizing takes.
+MAKING = ("samples", "damp")
 
 
 class GPTQ(Technique):
@@ -43,6 +54,7 @@ class GPTQ(Technique):
     aliases: ClassVar[dict[str, str]] = {"auto-gptq": "gptq"}
     extra = "gptq"
     packages = ("gptqmodel", "optimum")
+    builds_with = ("tradebench.layers.gptq",)
 
     method: Literal["gptq"] = "gptq"
     bits: Literal[2, 3, 4, 8] = Field(4, description="bits of each weight")
@@ -59,6 +71,23 @@ class GPTQ(Technique):
         "model", description="quantize the model, or read a checkpoint that holds packed weights"
     )
 
+    @model_validator(mode="after")
+    def _made_or_read(self) -> Self:
+        given = [name for name in MAKING if name in self.model_fields_set]
+        if self.source == "checkpoint" and given:
+            raise ValueError(
+                f"packed weights are read as they are: use source: model, or leave {given[0]} out"
+            )
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON; how weights are quantized only where they are."""
+        fields = super().settings()
+        if self.source == "checkpoint":
+            for name in MAKING:
+                del fields[name]
+        return fields
+
     @property
     def label(self) -> str:
         """`gptq 4-bit g128`, with whatever else is not as usual."""
@@ -74,7 +103,7 @@ class GPTQ(Technique):
 
         A column's error is spread over the columns to come, pruned weights included.
         """
-        reasons = []
+        reasons = self._unpacked(trial.model)
         adapter = trial.method("adapters")
         if adapter is None:
             reasons.append(
@@ -93,6 +122,19 @@ class GPTQ(Technique):
                 "gptqmodel packs sides of 32 that factored matrices need not have; use rtn or nf4"
             )
         return reasons
+
+    def _unpacked(self, model: Model) -> list[str]:
+        """Why there are no packed weights to read, where that is known without the Hub."""
+        if self.source == "model" or packed_weights(model) is not None:
+            return []
+        if model.weights == "random":
+            return ["random weights are not packed; leave source: checkpoint out"]
+        if model.name == "reference" or Path(model.name).expanduser().is_dir():
+            return [
+                f"{model.name} says neither in config.json nor in quantize_config.json that gptq "
+                "has packed its weights; leave source: checkpoint out"
+            ]
+        return []
 
     def cautions(self, trial: Trial) -> list[str]:
         """Buffers are not sharded, and products keep dense weights."""
@@ -154,9 +196,11 @@ class GPTQ(Technique):
                 backend=BACKEND,
             )
             model = quantizer.quantize_model(model)
-        for module in model.modules():
-            if hasattr(module, "qweight"):
-                _make_linear(module)
+        layers = [module for module in model.modules() if hasattr(module, "qweight")]
+        for layer in layers:
+            _make_linear(layer)
+        if self.source == "checkpoint" and self.symmetric:
+            _check_zero_points(layers, self.bits)
         return model.train()
 
     def _sequences(self, request: LoadRequest) -> Iterator[Tensor]:
@@ -199,6 +243,33 @@ class GPTQ(Technique):
                 layer.scales.nbytes + layer.qzeros.nbytes + layer.g_idx.nbytes for layer in packed
             ),
         }
+
+
+def _check_zero_points(layers: Sequence[Any], bits: int) -> None:
+    """Hold symmetric weights to zero points in the middle.
+
+    Raises:
+        UserError: all are off by one, as where a folder names the wrong one of two formats.
+    """
+    middle = 2 ** (bits - 1)
+    found = {int(value) for layer in layers for value in _zero_points(layer, bits)}
+    if found in ({middle - 1}, {middle + 1}):
+        said, held = (V2, V1) if found == {middle - 1} else (V1, V2)
+        raise UserError(
+            f"every zero point is {found.pop()} and not {middle}: the weights are in the format "
+            f"{held}, but said to be in {said}; set checkpoint_format to {held} in config.json and "
+            "quantize_config.json"
+        )
+
+
+def _zero_points(layer: Any, bits: int) -> NDArray[np.int64]:
+    """The different zero points of a layer, whose words are a row of bits, the lowest first."""
+    import numpy as np
+
+    words = layer.qzeros.cpu().numpy()
+    digits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+    fields = digits[:, : layer.out_features * bits].reshape(-1, bits)
+    return np.unique(fields @ (1 << np.arange(bits)))
 
 
 def _make_linear(module: Any) -> None:

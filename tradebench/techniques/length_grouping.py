@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tradebench.techniques.protocol import Batch, Effect, Example
-    from tradebench.trial import Trial
+    from tradebench.trial import Budget, Trial
 
 
 class LengthGrouping(Technique):
@@ -46,8 +46,9 @@ class LengthGrouping(Technique):
             notes.append("random sequences all have full length: there is nothing to group")
         return notes
 
-    def examples(self, examples: Sequence[Example], batch: int) -> Sequence[Example]:
+    def examples(self, examples: Sequence[Example], budget: Budget) -> Sequence[Example]:
         """Sort the examples of every window, and shuffle its micro-batches."""
+        batch = budget.batch
         chance = random.Random(0)  # the examples come shuffled by the trial's seed
         width = self.window * batch
         found: list[Example] = []

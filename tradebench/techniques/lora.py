@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from tradebench.trial import Trial
 
-STARTS = "pissa_starts"  # the attribute of a model that holds where its PiSSA adapters started
+UPDATE = ".lora_B."  # in the name of what starts at zero, or elsewhere
+STARTS = "adapter_starts"  # the attribute of a model that holds where its adapters started
 
 
 class Lora(PeftAdapter):
@@ -50,6 +51,11 @@ class Lora(PeftAdapter):
     dtype: Literal["fp32", "model"] = Field(
         "fp32", description="format of the adapters: fp32, or that of the model's parameters"
     )
+
+    @property
+    def from_weights(self) -> bool:
+        """Whether the adapters start from the base's weights, and not with an update of zero."""
+        return self.method == "pissa"
 
     @property
     def label(self) -> str:
@@ -115,15 +121,14 @@ class Lora(PeftAdapter):
         """The adapters: an update that starts at zero, or out of the base's weights (PiSSA)."""
         from peft import LoraConfig
 
-        pissa = self.method == "pissa"
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha or (self.rank if pissa else 2 * self.rank),
+            lora_alpha=self.alpha or (self.rank if self.from_weights else 2 * self.rank),
             target_modules=self.target_modules,
             lora_dropout=self.dropout,
             use_rslora=self.method == "rslora",
             use_dora=self.method == "dora",
-            init_lora_weights="pissa" if pissa else True,
+            init_lora_weights="pissa" if self.method == "pissa" else True,
             task_type="CAUSAL_LM",
         )
 
@@ -139,9 +144,14 @@ class Lora(PeftAdapter):
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(request.dtype)
-        if self.method == "pissa":
-            setattr(adapted, STARTS, _sizes(dict(adapted.named_parameters())))
+        self.start(adapted)
         return adapted
+
+    def start(self, model: nn.Module) -> None:
+        """Note where adapters start that do not start at zero, or give them another start."""
+        if self.from_weights:
+            starts = {name: size(part) for name, part in model.named_parameters() if UPDATE in name}
+            setattr(model, STARTS, starts)
 
     def check_settings(self, model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> None:
         """Hold the adapters to their rank, method, format and dropout.
@@ -154,9 +164,7 @@ class Lora(PeftAdapter):
         if wrong:
             raise ContradictionError(f"rank {self.rank} was asked for, but adapters have {wrong}")
         magnitudes = any(".lora_magnitude_vector." in name for name in adapters)
-        if magnitudes != (self.method == "dora") or hasattr(model, STARTS) != (
-            self.method == "pissa"
-        ):
+        if magnitudes != (self.method == "dora") or hasattr(model, STARTS) != self.from_weights:
             raise ContradictionError(
                 f"{self.method} was asked for, but the adapters are those of another method"
             )
@@ -164,11 +172,11 @@ class Lora(PeftAdapter):
         self._check_dropout(model)
 
     def unmoved(self, model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> int:
-        """How many adapters training did not move from zero, or from where PiSSA starts."""
-        if self.method != "pissa":
+        """How many adapters training did not move from zero, or from where they started."""
+        if not self.from_weights:
             return super().unmoved(model, adapters)
-        starts, ends = getattr(model, STARTS), _sizes(adapters)
-        return sum(starts[name] == size for name, size in ends.items())
+        starts = getattr(model, STARTS)
+        return sum(size(adapters[name]) == start for name, start in starts.items())
 
     def _check_format(self, model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> None:
         """Hold the adapters to fp32, or to the format of the embeddings, which nothing quantizes.
@@ -204,13 +212,9 @@ class Lora(PeftAdapter):
             )
 
 
-def _sizes(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """The sum of each lora_B's absolute values: equal again only where nothing moved it."""
-    return {
-        name: float(parameter.detach().abs().sum())
-        for name, parameter in parameters.items()
-        if ".lora_B." in name
-    }
+def size(parameter: nn.Parameter) -> float:
+    """The sum of absolute values: equal again only where nothing moved it."""
+    return float(parameter.detach().abs().sum())
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -74,9 +74,12 @@ class PeftAdapter(Technique):
 
     def trained(self, model: nn.Module) -> nn.Module:
         """Fold the adapters into the base, where that was asked for."""
+        import torch
+
         if not self.merge:
             return model
-        with warnings.catch_warnings():
+        # With a graph, each weight that OFT rotates would hold on to its adapter for good.
+        with torch.no_grad(), warnings.catch_warnings():
             # That merging rounds is among the cautions, before the trial runs.
             warnings.filterwarnings("ignore", "Merge .* module to .*-bit linear")
             merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]  # peft's method

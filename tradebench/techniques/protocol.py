@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    from tradebench.trial import Trial
+    from tradebench.trial import Budget, Trial
 
 
 class Stage(IntEnum):
@@ -59,7 +59,9 @@ class LoadRequest:
     says which rank loads, and of how many, where each keeps a share of every parameter and no more;
     a layer that takes another's place is then to be passed through `keep`.
     `calibration` starts a stream of training batches, the same one each time, for techniques that
-    look at activations before they change weights.
+    look at activations before they change weights. `around` is called for every linear layer that
+    is quantized in place, with its name, the dense layer, and what quantizes it, and gives the
+    layer to put there: a later technique may need the dense weight beside the quantized one.
     """
 
     device: str
@@ -71,6 +73,7 @@ class LoadRequest:
     keep: Callable[[nn.Module], nn.Module] = lambda module: module
     quantization: QuantizationConfigMixin | None = None
     calibration: Callable[[], Iterator[Batch]] = lambda: iter(())
+    around: Around = lambda name, linear, quantize: quantize(linear)
 
 
 class Optimizer(Protocol):
@@ -103,6 +106,8 @@ if TYPE_CHECKING:
     Batch = Mapping[str, Tensor]
     OptimizerFactory = Callable[[nn.Module], Optimizer]
     LossFunction = Callable[[nn.Module, Batch], Tensor]
+    Quantize = Callable[[nn.Linear], nn.Module]
+    Around = Callable[[str, nn.Linear, Quantize], nn.Module]
     Effect = dict[str, Any]
 
 
@@ -114,10 +119,15 @@ IGNORED = -100  # the label of a token that carries no loss, as everywhere in to
 
 @dataclass(frozen=True)
 class Example:
-    """One training sequence: token ids, and the label of each token (IGNORED off the answers)."""
+    """One row of a batch: token ids, and the label of each token (IGNORED off the answers).
+
+    That is one training sequence; or several, none of which may see another, whose lengths are then
+    `packed`. The first token of each follows from nothing and carries no label.
+    """
 
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
+    packed: tuple[int, ...] = ()
 
     @property
     def answers(self) -> int:
@@ -147,9 +157,12 @@ class Technique(BaseModel):
     Class attributes: `slot` is the grid key it fills (at most one technique per slot and point),
     `stage` its place in the order, `axis` its headline setting, `cite` the paper or library it
     comes from. `exact` promises that the loss does not change by a single bit. `cuda_only` holds
-    the sentence that says why it cannot run on a CPU, where it cannot. `affine` names the settings
-    that are a dimension of some tensors, so that memory between two values is a straight line.
+    the sentence that says why it cannot run on a CPU, where it cannot. `capability` is the least
+    compute capability of an NVIDIA GPU that can run it, where not every one can, and `amd` whether
+    AMD's may. `affine` names the settings that are a dimension of some tensors, so that memory
+    between two values is a straight line.
     `packages` are those that running it takes beyond tradebench's own, which `extra` brings.
+    `builds_with` names the modules of layers that it puts into a model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -161,8 +174,11 @@ class Technique(BaseModel):
     exact: ClassVar[bool] = False
     affine: ClassVar[tuple[str, ...]] = ()
     cuda_only: ClassVar[str | None] = None
+    capability: ClassVar[tuple[int, int] | None] = None
+    amd: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
+    builds_with: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[Mapping[str, str]] = {}
 
     method: str
@@ -174,13 +190,19 @@ class Technique(BaseModel):
 
     @classmethod
     def version(cls) -> str:
-        """A digest of the technique's source: a change there makes old results stale.
+        """A digest of the technique's source: a change there makes old results stale."""
+        return _source_digest(*cls.sources())
+
+    @classmethod
+    def sources(cls) -> tuple[str, ...]:
+        """The files that decide what it does: its own, and those of the layers it builds with.
 
         The file of a class that several techniques share counts as theirs.
         """
         kinds = [kind for kind in cls.__mro__ if issubclass(kind, Technique)]
-        files = (inspect.getfile(kind) for kind in kinds if kind is not Technique)
-        return _source_digest(*dict.fromkeys(files))
+        files = [inspect.getfile(kind) for kind in kinds if kind is not Technique]
+        files += [str(spec.origin) for spec in map(find_spec, cls.builds_with) if spec is not None]
+        return tuple(dict.fromkeys(files))
 
     @classmethod
     def touches(cls) -> tuple[str, ...]:
@@ -290,8 +312,8 @@ class Technique(BaseModel):
         """Change how the optimizer is made from the model."""
         return factory
 
-    def examples(self, examples: Sequence[Example], batch: int) -> Sequence[Example]:
-        """Change an epoch of training examples, shuffled already, of which `batch` go together."""
+    def examples(self, examples: Sequence[Example], budget: Budget) -> Sequence[Example]:
+        """Change an epoch of training examples, shuffled already: micro-batches in its order."""
         return examples
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:

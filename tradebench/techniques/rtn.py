@@ -30,6 +30,7 @@ class RoundToNearest(Technique):
 
     slot, stage, axis = "quantization", Stage.QUANTIZE, "bits"
     cite = "the baseline of Frantar et al. 2022, arXiv:2210.17323 (GPTQ)"
+    builds_with = ("tradebench.layers.packed",)
 
     method: Literal["rtn"]
     bits: Literal[2, 3, 4, 8] = Field(4, description="bits of each weight")
@@ -61,7 +62,10 @@ class RoundToNearest(Technique):
         """Round and pack in place, one layer after the other."""
         from tradebench.layers.packed import PackedLinear
 
-        replace_linears(model, lambda linear: PackedLinear(linear, self.bits, self.group))
+        def quantize(linear: nn.Linear) -> nn.Module:
+            return PackedLinear(linear, self.bits, self.group)
+
+        replace_linears(model, quantize, request.around)
         return model
 
     def effect(self, model: nn.Module) -> Effect:

@@ -8,16 +8,20 @@ clipped by it.
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tradebench.techniques.protocol import ContradictionError
+from pydantic import Field
+
+from tradebench.techniques.protocol import ContradictionError, Stage, Technique
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
     from tradebench.trial import Trial
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of every kind of Adam here, as in the program's default
@@ -187,6 +191,62 @@ def read_note(model: nn.Module, asked: str, kind: type, *, in_backward: bool) ->
             f"{asked} was asked for, but {found.waiting} gradients were there at the end of a step"
         )
     return found
+
+
+class Replacing(Technique):
+    """What stands in the place of the default optimizer, and may step inside the backward pass.
+
+    `whole` says why it cannot work on the shares of a sharded model, where it cannot.
+    """
+
+    slot, stage, axis = "optimizer", Stage.OPTIMIZER, "method"
+
+    whole: ClassVar[str | None] = None
+
+    in_backward: bool = Field(
+        False, description="step inside the backward pass, as soon as a gradient is whole"
+    )
+
+    @abstractmethod
+    def stepping(self, model: nn.Module) -> Stepping:
+        """The optimizer over what trains, its learning rate 0."""
+
+    @property
+    def label(self) -> str:
+        """`adafactor`, with `in backward`."""
+        return f"{self.method} in backward" if self.in_backward else self.method
+
+    def conflicts(self, trial: Trial) -> list[str]:
+        """Nothing steps before gradients are whole, or on shares where it needs all of a matrix."""
+        reasons = conflicts_with_fp16(trial)
+        reasons += conflicts_in_backward(trial) if self.in_backward else []
+        return reasons + (conflict_when_sharded(trial, self.whole) if self.whole else [])
+
+    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
+        """Take this optimizer in the place of the default."""
+
+        def make(model: nn.Module) -> Optimizer:
+            optimizer = self.stepping(model)
+            if self.in_backward:
+                step_in_backward(optimizer, model)
+            note(model, optimizer)
+            return optimizer
+
+        return make
+
+    def stepped(self, model: nn.Module) -> None:
+        """Note what the optimizer holds."""
+        write_note(model)
+
+
+def state_counts(found: Note, **more: int) -> Effect:
+    """The steps, the parameters that have states, and the bytes of all of these."""
+    return {
+        "steps": found.steps,
+        "parameters": found.parameters,
+        **more,
+        "state_bytes": sum(found.bytes.values()),
+    }
 
 
 def _plain(value: Any) -> Iterator[Tensor]:

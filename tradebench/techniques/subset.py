@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tradebench.techniques.protocol import Batch, Effect, Example
+    from tradebench.trial import Budget
 
 
 class Subset(Technique):
@@ -31,7 +32,7 @@ class Subset(Technique):
     method: Literal["subset"] = "subset"
     fraction: float = Field(0.5, gt=0, lt=1, description="share of the examples, about")
 
-    def examples(self, examples: Sequence[Example], batch: int) -> Sequence[Example]:
+    def examples(self, examples: Sequence[Example], budget: Budget) -> Sequence[Example]:
         """Leave out what does not belong to the subset."""
         found = [each for each in examples if place(each.tokens) < self.fraction]
         if not found:

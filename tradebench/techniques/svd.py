@@ -250,8 +250,8 @@ def _rank_of(values: Tensor, energy: float) -> int:
 
     if isinstance(values, FakeTensor):
         raise UserError(
-            "low_rank by energy takes its ranks from weights, which a prediction does not read; "
-            "set rank"
+            "low_rank by energy takes its ranks from the weights, which a prediction does not "
+            "read; set rank instead, or run the point to measure it"
         )
     shares = values.double().square().cumsum(0)
     return int((shares < energy * shares[-1]).sum()) + 1

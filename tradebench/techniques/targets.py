@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from tradebench.techniques.protocol import Around
+
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers of a transformers model, first to last, adapters or not."""
@@ -51,14 +53,16 @@ def of_adapter(model: nn.Module, name: str) -> bool:
     return False
 
 
-def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+def replace_linears(
+    model: nn.Module, make: Callable[[nn.Linear], nn.Module], around: Around | None = None
+) -> None:
     """Put `make(linear)` in the place of every decoder linear, one at a time.
 
     Each dense weight is released before the next one is converted, so the peak is the model plus
-    one layer.
+    one layer. `around`, of a request to load, goes between the two.
     """
     for name in [name for name, _ in decoder_linears(model)]:
-        linear = model.get_submodule(name)
-        replacement = make(linear)  # type: ignore[arg-type]  # decoder_linears yields nn.Linear
+        linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]  # one of ours
+        replacement = make(linear) if around is None else around(name, linear, make)
         model.set_submodule(name, replacement)
         del linear

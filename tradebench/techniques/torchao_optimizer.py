@@ -14,55 +14,40 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from tradebench.techniques.protocol import ContradictionError, LoadRequest, Stage, Technique
+from tradebench.techniques.protocol import ContradictionError, LoadRequest
 from tradebench.techniques.stepping import (
     BETAS,
     EPSILON,
+    Replacing,
     Stepping,
     conflict_when_sharded,
-    conflicts_in_backward,
-    conflicts_with_fp16,
-    note,
     read_note,
-    step_in_backward,
+    state_counts,
     trainable,
-    write_note,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tradebench.techniques.protocol import Effect, Optimizer, OptimizerFactory
+    from tradebench.techniques.protocol import Effect
     from tradebench.trial import Trial
 
 QUANTIZED_FROM = 4096  # elements, the library's own threshold
 BLOCKS = {"torchao_adamw8bit": 256, "torchao_adamw4bit": 128}  # values that share a scale
 
 
-class TorchaoAdamW(Technique):
+class TorchaoAdamW(Replacing):
     """Keeps the moments of AdamW in 8 or 4 bits."""
 
-    slot, stage, axis = "optimizer", Stage.OPTIMIZER, "method"
     cite = "Dettmers et al. 2021, arXiv:2110.02861; Li et al. 2023, arXiv:2309.01507; torchao"
     extra = "torchao"
     packages = ("torchao",)
 
     method: Literal["torchao_adamw8bit", "torchao_adamw4bit"]
-    in_backward: bool = Field(
-        False, description="step inside the backward pass, as soon as a gradient is whole"
-    )
-
-    @property
-    def label(self) -> str:
-        """`torchao_adamw8bit`, with `in backward`."""
-        return f"{self.method} in backward" if self.in_backward else self.method
 
     def conflicts(self, trial: Trial) -> list[str]:
         """A sharded state is given fp32 for its format whatever the parameter has."""
-        reasons = conflicts_with_fp16(trial)
-        reasons += conflicts_in_backward(trial) if self.in_backward else []
+        reasons = super().conflicts(trial)
         halves = trial.method("precision") in ("bf16", "fp8")
         if halves and _trains_in_model_format(trial):
             reasons += conflict_when_sharded(
@@ -87,29 +72,17 @@ class TorchaoAdamW(Technique):
             module.get_qmap_unsigned()
         return request
 
-    def optimizer(self, factory: OptimizerFactory) -> OptimizerFactory:
-        """Take this optimizer in the place of the default."""
-
-        def make(model: nn.Module) -> Optimizer:
-            inner = uncompiled(self.method)(
-                trainable(model),
-                lr=0.0,
-                betas=BETAS,
-                eps=EPSILON,
-                weight_decay=0.0,
-                block_size=BLOCKS[self.method],
-            )
-            optimizer = TensorRate(inner)
-            if self.in_backward:
-                step_in_backward(optimizer, model)
-            note(model, optimizer)
-            return optimizer
-
-        return make
-
-    def stepped(self, model: nn.Module) -> None:
-        """Note what the optimizer holds."""
-        write_note(model)
+    def stepping(self, model: nn.Module) -> Stepping:
+        """The library's optimizer, uncompiled."""
+        inner = uncompiled(self.method)(
+            trainable(model),
+            lr=0.0,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=0.0,
+            block_size=BLOCKS[self.method],
+        )
+        return TensorRate(inner)
 
     def effect(self, model: nn.Module) -> Effect:
         """Count the states in few bits; one that could be and is not is an error."""
@@ -122,12 +95,7 @@ class TorchaoAdamW(Technique):
                 f"{self.label} was asked for, but the states of {wrong} parameters are whole that "
                 f"have {QUANTIZED_FROM} elements and a multiple of {block}"
             )
-        return {
-            "steps": found.steps,
-            "parameters": found.parameters,
-            "quantized": len(found.elements.get("uint8", ())),
-            "state_bytes": sum(found.bytes.values()),
-        }
+        return state_counts(found, quantized=len(found.elements.get("uint8", ())))
 
 
 def _trains_in_model_format(trial: Trial) -> bool:

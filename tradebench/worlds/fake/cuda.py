@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tradebench.techniques import fused_loss
+from tradebench.techniques import fused_loss, semi_structured
 
 _attend = functional.scaled_dot_product_attention
 _drop = functional.dropout
@@ -83,6 +83,18 @@ def _into_gradient_as_triton(logits: Tensor, labels: Tensor, losses: Tensor) -> 
     logits.sub_(losses[:, None])
 
 
+def _multiply_as_cusparselt(inputs: Tensor, layer: Any) -> Tensor:
+    """One product with the packed weight, and what torch 2.13 pads and cuts around it.
+
+    Tokens come in multiples of eight (torch/sparse/semi_structured.py).
+    """
+    missing = -len(inputs) % 8
+    padded = functional.pad(inputs, (0, 0, 0, missing)) if missing else inputs
+    packed = layer.packed.view(layer.out_features, -1)
+    outputs = torch._cslt_sparse_mm(packed, padded.t(), transpose_result=True)
+    return outputs[: len(inputs)].clone() if missing else outputs
+
+
 CUDA: tuple[tuple[Any, str, Any], ...] = (
     # LLM.int8() multiplies integers on CUDA; on a CPU training dequantizes the weight instead.
     (products, "MatMul8bitFp", products.MatMul8bitLt),
@@ -91,4 +103,5 @@ CUDA: tuple[tuple[Any, str, Any], ...] = (
     (functional, "scaled_dot_product_attention", _attend_as_cuda),
     (functional, "dropout", _drop_as_cuda),
     (fused_loss, "into_gradient", _into_gradient_as_triton),
+    (semi_structured, "multiply", _multiply_as_cusparselt),
 )

@@ -4,7 +4,8 @@ On a CPU a share that is offloaded stays where it is. Here it moves: sharded par
 when they are made, copies of them to the device to be gathered, gradients to the host once they are
 added up. An optimizer that is offloaded copies parameters and gradients there, and what is paged is
 made there. Activations that are offloaded move to the host and come back as copies. Whatever is
-computed on the host alone, such as optimizer states, stays there.
+computed on the host alone, such as optimizer states, stays there; and torch's own Adam counts steps
+there unless it is fused, a number for every parameter, to spare launches on the device.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
+from torch.optim import adam
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tradebench.techniques import activation_offload, adamw, fsdp2
@@ -76,10 +78,12 @@ def _copy_to_host(tensor: Tensor) -> Tensor:
     return _make_on_host(tensor, tensor.dtype)
 
 
-def _make_on_host(like: Tensor, dtype: torch.dtype) -> Tensor:
+def _make_on_host(
+    like: Tensor, dtype: torch.dtype | None, shape: torch.Size | None = None
+) -> Tensor:
     assert isinstance(like, FakeTensor), "the host is apart in the fake world only"
     with _disable_current_modes(), like.fake_mode:  # unseen until it has its note
-        made = torch.empty(like.shape, dtype=dtype)
+        made = torch.empty(like.shape if shape is None else shape, dtype=dtype)
     put_on_host(made)
     return made
 
@@ -91,6 +95,20 @@ def _make_state(
     if optimizer.is_paged and parameter.numel() >= PAGED_FROM:
         return _make_on_host(parameter, dtype)
     return torch.zeros_like(parameter, dtype=dtype)
+
+
+class _TorchOfAdam:
+    """torch, whose numbers lie on the host where torch.optim.adam asks for a CPU by name."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def tensor(self, value: float, *, device: Any = None, **options: Any) -> Tensor:
+        """One number; what it is does not matter here."""
+        if device != "cpu":
+            return torch.tensor(value, device=device, **options)
+        nothing = torch.empty(0)  # which is there to know the world by
+        return _make_on_host(nothing, options.get("dtype"), torch.Size())
 
 
 def _copy_to_device(tensor: Tensor) -> Tensor:
@@ -115,4 +133,5 @@ OFFLOADING: tuple[tuple[Any, str, Any], ...] = (
     (adamw, "to_host", _copy_to_host),
     (fsdp2, "to_host", _copy_to_host),
     (Optimizer8bit, "get_state_buffer", _make_state),
+    (adam, "torch", _TorchOfAdam()),
 )
