@@ -1,5 +1,6 @@
 """The commands as users call them: in a process of their own."""
 
+import importlib.util
 import json
 import os
 import re
@@ -99,7 +100,7 @@ def workers_started(directory: Path) -> int:
 def test_help_names_every_command(tradebench: Tradebench) -> None:
     help_text = tradebench("--help").stdout
 
-    for name in ("run", "plan", "report", "techniques", "doctor", "suite", "reference"):
+    for name in ("run", "plan", "report", "merge", "techniques", "doctor", "suite", "reference"):
         assert re.search(rf"^\W+{name}\b", help_text, re.MULTILINE)
 
 
@@ -326,6 +327,61 @@ def test_ctrl_c_keeps_what_is_done_and_ends_with_130(suite: Path, tmp_path: Path
 
     assert sweep.returncode == 130
     assert any(result.status == "ok" for result in store.load(run_directory(tmp_path)).results)
+
+
+@pytest.mark.slow
+def test_two_machines_write_one_run_at_once_and_a_report_shows_all(
+    tradebench: Tradebench, suite: Path, tmp_path: Path
+) -> None:
+    words = ("run", suite, "--run", "shared", "--shard")
+    machines = [
+        subprocess.Popen(
+            command(*words, shard), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for shard in ("1/2", "2/2")
+    ]
+    ended = [(machine.communicate(timeout=300), machine.returncode) for machine in machines]
+    directory = run_directory(tmp_path)
+    found = store.load(directory)
+    reported = tradebench("report", directory, "--format", "json")
+    merged = tradebench("merge", directory, directory, "--out", "merged", "--format", "json")
+    measured = [each for each in found.results if each.kind == "measured"]
+    predicted = [each for each in found.results if each.kind == "predicted"]
+
+    assert [code for _, code in ended] == [0, 0], ended
+    assert list(found.writers) == ["1of2", "1of2.plan", "2of2", "2of2.plan"]
+    assert sorted(each.status for each in measured) == ["ok", "ok", "ok", "skipped"]
+    assert {each.trial for each in predicted} == {
+        each.trial for each in measured if each.status == "ok"
+    }
+    assert all((directory / each.artifacts["log"]).exists() for each in measured if each.artifacts)
+    assert "tradebench report" in ended[0][0][0].decode()
+    assert not (directory / "1of2" / "work").exists()
+    assert reported.returncode == merged.returncode == 0
+    assert len(json.loads(reported.stdout)["results"]) == len(found.results)
+    assert len(json.loads(merged.stdout)["results"]) == len(found.results)
+    assert "Made by several machines" not in (tmp_path / "merged/report/report.md").read_text()
+
+
+def test_a_cluster_needs_ray_and_fresh_interpreters(tradebench: Tradebench, suite: Path) -> None:
+    forked = tradebench("run", suite, "--engine", "ray", "--isolation", "fork")
+    assert (forked.returncode, forked.stderr.count("\n")) == (2, 1)
+    assert "a fresh interpreter for each trial" in forked.stderr
+    if importlib.util.find_spec("ray") is None:
+        missing = tradebench("run", suite, "--engine", "ray")
+        assert missing.returncode == 2
+        assert "pip install 'tradebench[ray]'" in missing.stderr
+
+
+def test_a_share_that_is_none_is_refused(tradebench: Tradebench, suite: Path) -> None:
+    refused = tradebench("run", suite, "--shard", "3/2")
+    points = json.loads(
+        tradebench("run", suite, "--shard", "1/2", "--dry-run", "--format", "json").stdout
+    )["points"]
+
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("tradebench: --shard 3/2: give one share of all")
+    assert len(points) == 2
 
 
 # Plans.

@@ -677,6 +677,18 @@ def test_different_environments_are_a_caution() -> None:
     assert "different environments" in content.cautions(run, fronts.groups(run))[0]
 
 
+def test_times_of_trials_that_ran_beside_each_other_are_a_caution() -> None:
+    def cautions(**variables: str) -> str:
+        shared = Environment(variables=variables)
+        made = result(FP32, numbers(step=1)).model_copy(update={"environment": shared})
+        run = run_of(made)
+        return " ".join(content.cautions(run, fronts.groups(run)))
+
+    assert "1 result came about while up to 4 trials ran at once" in cautions(jobs="4")
+    assert "at once" not in cautions(threads="1")
+    assert "at once" not in cautions(jobs="4", CUDA_VISIBLE_DEVICES="3")
+
+
 def test_code_that_changed_is_a_caution_and_more_techniques_are_not() -> None:
     def with_code(settings: dict[str, Any], **code: str) -> Result:
         made = result(settings, numbers(memory=1))

@@ -15,7 +15,15 @@ from rich.console import Console
 
 from tradebench import environment, store
 from tradebench.errors import UserError
-from tradebench.result import DivergedError, Heartbeat, Measurement, Outcome, Phase, Result
+from tradebench.result import (
+    DivergedError,
+    Environment,
+    Heartbeat,
+    Measurement,
+    Outcome,
+    Phase,
+    Result,
+)
 from tradebench.runner import process, template, verdict, worker
 from tradebench.runner.engines import Beat, Ended, Event, Started
 from tradebench.runner.history import History
@@ -34,17 +42,21 @@ SIGKILL = int(signal.SIGKILL)
 class ScriptedEngine:
     """Ends each job as a script says, without any process; a job without script ends well."""
 
-    slots = 1
+    jobs = 1
+    queues = False
     isolation: Isolation = "exec"
 
     def __init__(self, **ends: list[Ended]) -> None:
         self.ends = ends
-        self.jobs: list[Job] = []
+        self.made: list[Job] = []
         self.closed = False
         self._flying: list[Job] = []
 
+    def has_room(self, ranks: int) -> bool:
+        return not self._flying
+
     def submit(self, job: Job) -> None:
-        self.jobs.append(job)
+        self.made.append(job)
         self._flying.append(job)
 
     def poll(self, timeout: float) -> Sequence[Event]:
@@ -67,7 +79,7 @@ class ScriptedEngine:
 
     @property
     def names(self) -> list[str]:
-        return [f"{job.trial['model']['name']} {job.repeat}" for job in self.jobs]
+        return [f"{job.trial['model']['name']} {job.repeat}" for job in self.made]
 
 
 def finish(job: Job) -> None:
@@ -166,7 +178,7 @@ def test_illegal_points_are_skipped_once_with_every_reason(sweep: Go, directory:
         engine = ScriptedEngine()
         summary = sweep(engine, "bad", "good", repeats=2, refuse=refuse)
 
-    assert engine.jobs == []
+    assert engine.made == []
     (skipped,) = [result for result in summary.results if result.status == "skipped"]
     assert (skipped.reason, skipped.phase, skipped.isolation) == ("No a. Nor b.", None, "none")
     assert len(store.load(directory).attempts) == 3
@@ -189,7 +201,7 @@ def test_other_libraries_make_results_stale(sweep: Go, monkeypatch: pytest.Monke
     engine, ear = ScriptedEngine(), Ear()
     sweep(engine, "a", observer=ear)
 
-    assert [job.attempt for job in engine.jobs] == [1]
+    assert [job.attempt for job in engine.made] == [1]
     assert ear.heard == ["1 stored points no longer count: software.pytest has changed"]
 
 
@@ -203,7 +215,7 @@ def test_a_changed_technique_makes_only_its_own_results_stale(
     engine = ScriptedEngine()
     sweep(engine, *points)
 
-    assert [job.trial["settings"] for job in engine.jobs] == [points[1].settings]
+    assert [job.trial["settings"] for job in engine.made] == [points[1].settings]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +236,7 @@ def test_only_what_may_end_otherwise_is_tried_again(
     summary = sweep(engine, "a", "b")
 
     assert [result.status for result in summary.results] == [status, "ok"]
-    assert [job.attempt for job in engine.jobs] == [*range(attempts), 0]
+    assert [job.attempt for job in engine.made] == [*range(attempts), 0]
     phases = {result.phase for result in store.load(directory).attempts}
     assert phases == {"train", None}
 
@@ -242,7 +254,7 @@ def test_a_later_run_repeats_only_what_was_killed(sweep: Go, end: Ended, again: 
     engine = ScriptedEngine()
     sweep(engine, "a")
 
-    assert bool(engine.jobs) == again
+    assert bool(engine.made) == again
 
 
 def test_retry_names_the_statuses_that_run_again(sweep: Go) -> None:
@@ -250,7 +262,7 @@ def test_retry_names_the_statuses_that_run_again(sweep: Go) -> None:
     engine = ScriptedEngine()
     sweep(engine, "a", "b", options=Options(retry=frozenset({"failed"})))
 
-    assert [(job.trial["model"]["name"], job.attempt) for job in engine.jobs] == [("a", 2)]
+    assert [(job.trial["model"]["name"], job.attempt) for job in engine.made] == [("a", 2)]
 
 
 def test_started_is_on_disk_before_a_worker_starts(sweep: Go, directory: Path) -> None:
@@ -340,6 +352,58 @@ def test_ctrl_c_while_the_engine_starts_ends_the_sweep(directory: Path) -> None:
 def test_two_sweeps_in_one_directory_are_refused(sweep: Go, directory: Path) -> None:
     with store.lock(directory), pytest.raises(UserError, match="another tradebench is at work"):
         sweep(ScriptedEngine(), "a")
+
+
+def test_hardware_does_not_matter_where_a_cluster_chooses_it(
+    sweep: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep(ScriptedEngine(), "a")
+    capture = environment.capture
+
+    def elsewhere() -> Environment:
+        here = capture()
+        return here.model_copy(update={"hardware": {**here.hardware, "cpu": "another"}})
+
+    monkeypatch.setattr(environment, "capture", elsewhere)
+    on_cluster = sweep(ScriptedEngine(), "a", options=Options(anywhere=True))
+    here = sweep(ScriptedEngine(), "a")
+
+    assert (on_cluster.started, here.started) == (0, 1)
+
+
+def test_two_writers_share_a_directory_and_know_of_each_other(sweep: Go, directory: Path) -> None:
+    sweep(ScriptedEngine(), "a", options=Options(writer="1of2"))
+    engine = ScriptedEngine()
+    with store.lock(directory, "1of2"):
+        summary = sweep(engine, "a", "b", options=Options(writer="2of2"))
+
+    assert (engine.names, summary.reused, len(summary.results)) == (["b 0"], 1, 2)
+    loaded = store.load(directory)
+    assert {name: len(kept) for name, kept in loaded.writers.items()} == {"1of2": 1, "2of2": 1}
+    assert loaded.header["ended"] is not None
+    assert {job.run for job in engine.made} == {directory / "2of2"}
+    assert not list(directory.glob("*/work"))
+
+
+def test_a_writer_leaves_alone_what_another_is_about(sweep: Go, directory: Path) -> None:
+    theirs = Job(
+        suite="s", label="l", trial=trial("a").payload(), repeat=0, attempt=0, run=directory / "one"
+    )
+    theirs.write()
+    finish(theirs)
+    sweep(ScriptedEngine(), "b", options=Options(writer="two"))
+    adopted = sweep(ScriptedEngine(), options=Options(writer="one"))
+
+    assert adopted.started == 0
+    assert [result.label for result in store.load(directory).writers["one"]] == ["baseline"]
+
+
+def test_what_lies_beside_a_result_is_named_from_the_run(sweep: Go, directory: Path) -> None:
+    engine = ScriptedEngine(a=[Ended(key="", signal=SIGKILL)] * 9)
+    sweep(engine, "a", options=Options(writer="one"))
+
+    logs = [result.artifacts["log"] for result in store.load(directory).attempts]
+    assert logs == [f"one/logs/{job.key}.txt" for job in engine.made]
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,3 +195,112 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
 
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Several machines.
+
+
+def here(cpu: str) -> dict[str, Any]:
+    return {"environment": {"hardware": {"cpu": cpu}}}
+
+
+def test_machines_that_ask_for_one_run_at_once_share_it(tmp_path: Path) -> None:
+    first = store.create_run(tmp_path, "smoke", {"argv": ["one"]}, name="shared")
+    second = store.create_run(tmp_path, "smoke", {"argv": ["two"]}, name="shared")
+
+    assert first == second
+    assert store.load(first).header["argv"] == ["one"]
+    assert sorted(path.name for path in first.iterdir()) == ["items", "logs", "run.json"]
+
+
+def test_a_run_is_shared_also_where_files_have_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for word in ("one", "two"):
+        run = store.create_run(tmp_path, "smoke", {"argv": [word]}, name="shared")
+
+    assert store.load(run).header["argv"] == ["one"]
+    assert sorted(path.name for path in run.iterdir()) == ["items", "logs", "run.json"]
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", ""])
+def test_a_run_has_a_name_that_a_folder_can_bear(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="--run"):
+        store.create_run(tmp_path, "smoke", {}, name=name)
+
+
+def test_the_latest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
+    for name, content in (
+        ("zebra", {"schema": store.SCHEMA, "started": "2026-01-01"}),
+        ("aardvark", {"schema": store.SCHEMA, "started": "2026-01-02"}),
+        ("zz", {"schema": "none of ours", "started": "2026-01-03"}),
+    ):
+        (tmp_path / "smoke" / name).mkdir(parents=True)
+        store.write_json(tmp_path / "smoke" / name / "run.json", content)
+
+    assert store.latest(tmp_path) == tmp_path / "smoke" / "aardvark"
+
+
+def test_each_writer_is_locked_by_itself(run: Path) -> None:
+    with store.lock(run, "1of2"), store.lock(run, "2of2"), store.lock(run):
+        refused = pytest.raises(UserError, match=r"at work in \S* as 2of2")
+        with refused:
+            store.lock(run, "2of2").__enter__()
+
+
+def test_a_run_has_ended_once_all_its_writers_have(run: Path) -> None:
+    header = store.load(run).header
+    for writer, started, ended in (("a", "2026-01-01", "2026-01-03"), ("b", "2026-01-02", None)):
+        said = {**header, "argv": [writer], "started": started, "ended": ended}
+        store.write_json(store.header_file(run, writer), said)
+    open_still = store.load(run).header
+    store.write_json(store.header_file(run, "b"), {**said, "ended": "2026-01-04"})
+
+    assert (open_still["argv"], open_still["started"], open_still["ended"]) == (
+        ["b"],
+        "2026-01-01",
+        None,
+    )
+    assert store.load(run).header["ended"] == "2026-01-04"
+
+
+def test_repeats_of_different_machines_never_stand_beside_each_other(run: Path) -> None:
+    slow = [result(repeat=number, **here("slow")) for number in range(3)]
+    fast = [result(repeat=number, started="2026", **here("fast")) for number in range(2)]
+    write(run, *slow, writer="a")
+    write(run, *fast, writer="b")
+
+    loaded = store.load(run)
+    assert loaded.results == tuple(slow)
+    assert loaded.attempts == (*slow, *fast)
+    assert loaded.writers == {"a": tuple(slow), "b": tuple(fast)}
+
+
+def test_repeats_of_like_machines_complete_each_other(run: Path) -> None:
+    first, later = result(started="1", **here("x")), result(started="2", **here("x"))
+    lost, other = (
+        result(status="killed", repeat=1, attempt=7, started="3", **here("x")),
+        result(repeat=1, **here("x")),
+    )
+    write(run, first, lost, writer="a")
+    write(run, later, other, writer="b")
+
+    assert store.load(run).results == (later, other)
+
+
+def test_what_was_skipped_gives_way_to_what_was_made(run: Path) -> None:
+    write(run, result(status="skipped", started="2", **here("no GPU")), writer="a")
+    write(run, result(started="1", **here("GPU")), writer="b")
+
+    assert [each.status for each in store.load(run).results] == ["ok"]
+
+
+@pytest.mark.parametrize("name", ["items", "../up", "a.b", "", "plan"])
+def test_a_writer_has_a_name_that_files_can_bear(name: str) -> None:
+    with pytest.raises(UserError, match="--writer"):
+        store.check_writer(name)
+    assert store.check_writer("2of8") == "2of8"

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tradebench.regression.gate import Check
     from tradebench.result import Kind, Result
     from tradebench.store import Run
-    from tradebench.suite import Suite
+    from tradebench.suite import Shard, Suite
+    from tradebench.trial import Trial
 
 NOT_MET = 1  # a limit that was required
 FAILED = 5  # a trial failed unexpectedly
@@ -105,6 +106,7 @@ class Engine(StrEnum):
     """Where trials run."""
 
     LOCAL = "local"
+    RAY = "ray"
 
 
 class Retried(StrEnum):
@@ -180,6 +182,13 @@ def run(
         str | None, typer.Option(help="most memory a trial may take, such as 8GiB")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each trial")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="trials at once: one per GPU, and one on a CPU, where more slow each other",
+        ),
+    ] = None,
     launcher: Annotated[
         str,
         typer.Option(help="a command that starts the ranks of a trial, such as torchrun's"),
@@ -197,23 +206,43 @@ def run(
             "--predict/--no-predict", help="put a prediction and its error beside every measurement"
         ),
     ] = True,
+    shard: Annotated[
+        str | None, typer.Option(help="make only this share of the points, such as 2/8")
+    ] = None,
+    run_name: Annotated[
+        str | None,
+        typer.Option("--run", help="write the suite's run of this name, made where it is missing"),
+    ] = None,
+    writer: Annotated[
+        str | None,
+        typer.Option(help="whose part of the run this is, where several machines write it"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="list the points and stop")] = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Measure every point of a suite, and write its report.
 
-    Points that are finished are not run again. Ends with 0 when every point was measured or ended
-    as a finding (oom, diverged, skipped), and with 5 when a trial failed unexpectedly.
+    Points that are finished are not run again. Several machines may write one run in a folder that
+    they share, each under a name of its own: its --shard, or what --writer says. Ends with 0 when
+    every point was measured or ended as a finding (oom, diverged, skipped), and with 5 when a trial
+    failed unexpectedly.
     """
-    from tradebench import report
-    from tradebench.suite import Suite
+    from tradebench import report, store
+    from tradebench.suite import WHOLE, Shard, Suite
 
     loaded = Suite.load(suite)
+    share = WHOLE if shard is None else Shard.parse(shard)
+    if engine is Engine.RAY and isolation is Isolation.FORK:
+        raise UserError("--engine ray starts a fresh interpreter for each trial: leave out fork")
+    author = store.check_writer(writer or (store.LOCAL if share == WHOLE else share.name))
+    if run_name is not None and not resume:
+        raise UserError("--run goes on with the run of that name: leave --fresh out, or --run")
     cap = _size(memory_cap) if memory_cap is not None else loaded.resources.memory
     if dry_run:
-        _print_points(loaded, form)
+        _print_points(loaded, form, share)
         return
     from tradebench.commands import sweep
+    from tradebench.runner.engines.ray import Cluster
     from tradebench.runner.options import Options
 
     finished, summary = sweep.sweep(
@@ -223,17 +252,24 @@ def run(
             isolation=isolation.value,
             memory_cap=cap,
             threads=threads,
+            jobs=jobs,
             timeout=loaded.timeout,
             retry=frozenset(status.value for status in retry or ()),
             variables=sweep.variables(loaded),
+            writer=author,
+            anywhere=engine is Engine.RAY,
             launcher=tuple(shlex.split(launcher)),
         ),
         resume=resume,
         foresight=sweep.Foresight(predict=predict, skip_unfit=skip_unfit),
         note=lambda text: typer.echo(text, err=True),
+        shard=share,
+        name=run_name,
+        cluster=Cluster() if engine is Engine.RAY else None,
     )
-    folder = finished.directory / "report"
-    if finished.results:
+    # A report is of the whole run; machines that write one side by side write none.
+    folder = finished.directory / "report" if author == store.LOCAL else None
+    if finished.results and folder is not None:
         report.write(finished, folder)
     if form is Format.JSON:
         _print_json("run", {"run": str(finished.directory), "results": _results(finished.results)})
@@ -254,8 +290,8 @@ def _size(text: str) -> int:
         raise UserError(f"--memory-cap: {error}") from None
 
 
-def _print_points(suite: Suite, form: Format) -> None:
-    trials = suite.trials()
+def _print_points(suite: Suite, form: Format, shard: Shard) -> None:
+    trials = shard.of(suite.trials())
     points = [
         {
             "trial": trial.id,
@@ -272,11 +308,10 @@ def _print_points(suite: Suite, form: Format) -> None:
     for point in points:
         reasons = " ".join(point["reasons"])
         typer.echo(f"{point['label']}" + (f"  (skipped: {reasons})" if reasons else ""))
-    _print_counts(suite)
+    _print_counts(suite, trials)
 
 
-def _print_counts(suite: Suite) -> None:
-    trials = suite.trials()
+def _print_counts(suite: Suite, trials: Sequence[Trial]) -> None:
     legal = [trial for trial in trials if not trial.conflicts()]
     runs = sum(suite.repeats_of(trial) for trial in legal)
     typer.echo(
@@ -285,14 +320,15 @@ def _print_counts(suite: Suite) -> None:
     )
 
 
-def _print_summary(finished: Run, folder: Path) -> None:
+def _print_summary(finished: Run, folder: Path | None) -> None:
     from rich.console import Console
 
     from tradebench import report
 
     console = Console()
     console.print(report.table(finished))
-    console.print(f"report: {folder / 'index.html'}", soft_wrap=True)
+    where = folder / "index.html" if folder else f"tradebench report {finished.directory} writes it"
+    console.print(f"report: {where}", soft_wrap=True)
 
 
 def _results(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -816,6 +852,36 @@ def _say_baseline(made: Baseline, file: Path) -> None:
 
 
 @app.command()
+def merge(
+    runs: Annotated[
+        list[str], typer.Argument(help="run directories of one suite", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="the run directory to make", file_okay=False)
+    ],
+    results: ResultsOption = Path("results"),
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Bring what several machines have written into one run, and write its report.
+
+    Nothing is averaged: the report lists points that more than one machine has made.
+    """
+    from tradebench import report, store
+    from tradebench.commands.merging import merge as bring_together
+
+    found = [store.load(store.find(results, each)) for each in runs]
+    for problem in (problem for run in found for problem in run.problems):
+        typer.echo(problem, err=True)
+    merged = bring_together(found, out, note=lambda text: typer.echo(text, err=True))
+    if merged.results:
+        report.write(merged, merged.directory / "report")
+    if form is Format.JSON:
+        _print_json("merge", {"run": str(merged.directory), "results": _results(merged.results)})
+    else:
+        _print_summary(merged, merged.directory / "report")
+
+
+@app.command()
 def techniques(
     pairs: Annotated[
         bool, typer.Option("--pairs", help="which two go together, and why others do not")
@@ -901,13 +967,13 @@ def calibrate_command(
 @suite_app.command()
 def check(suite: SuiteArgument, form: FormatOption = Format.TEXT) -> None:
     """Read a suite file and count its points, without running any."""
-    from tradebench.suite import Suite
+    from tradebench.suite import WHOLE, Suite
 
     loaded = Suite.load(suite)
     if form is Format.JSON:
-        _print_points(loaded, form)
+        _print_points(loaded, form, WHOLE)
         return
-    _print_counts(loaded)
+    _print_counts(loaded, loaded.trials())
     reasons = sorted({reason for trial in loaded.trials() for reason in trial.conflicts()})
     for reason in reasons:
         typer.echo(f"  {reason}")

@@ -194,7 +194,7 @@ def gpu() -> Gpu | None:
 
 
 def gpus() -> int:
-    """How many GPUs this machine has; none where their driver is silent."""
+    """How many NVIDIA GPUs this machine has; 0 where their driver is silent."""
     try:
         return len(_gpus()[0])
     except RuntimeError:

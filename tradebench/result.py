@@ -85,6 +85,16 @@ class Environment(Record):
             }
         )
 
+    def differences(self, other: Environment) -> tuple[str, ...]:
+        """What the two keys differ in, such as `software.torch`."""
+        return tuple(
+            f"{group}.{name}"
+            for group in ("software", "hardware", "code")
+            for mine, theirs in [(getattr(self, group), getattr(other, group))]
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        )
+
 
 class Fit(Record):
     """Whether a point's memory fits on a device, in every phase.

@@ -28,9 +28,13 @@ def play(
     outcome.phase = "train"
     heartbeat(Heartbeat(phase="train", step=1, steps=3, bytes=1024))
     name, _, detail = trial.model.name.partition(":")
-    with (directory / "played.txt").open("a") as played:
+    # What stubs leave for tests lies in one place, wherever an engine puts a trial's files.
+    shared = Path(os.environ["STUB_FOLDER"])
+    with (shared / "played.txt").open("a") as played:
         played.write(f"{trial.model.name} {repeat}\n")
-    PROGRAMS[name](directory, detail)
+    with (shared / "players.txt").open("a") as players:
+        players.write(f"{os.getpid()}\n")
+    PROGRAMS[name](shared, detail)
     size = 1000 + Rank.read().number
     outcome.measurements["peak_tensor_bytes"] = Measurement(value=size, unit="B")
     outcome.measurements["train_loss"] = Measurement(value=1.0 + repeat, unit="nats")
@@ -122,8 +126,18 @@ def family(directory: Path, detail: str) -> None:
 
 
 def has_lock(directory: Path, detail: str) -> None:
-    if not list(directory.glob("work/cache/extensions/*/lock")):
+    if not list(directory.glob("work/cache/0/extensions/*/lock")):
         raise FileNotFoundError("no lock")
+
+
+def meets(directory: Path, detail: str) -> None:
+    """Wait for the other of two."""
+    (directory / f"meets.{detail}").touch()
+    until = time.monotonic() + 20
+    while len(list(directory.glob("meets.*"))) < 2:
+        if time.monotonic() > until:
+            raise TimeoutError("nobody came")
+        time.sleep(0.01)
 
 
 def kill_watchers(directory: Path, detail: str) -> None:
@@ -169,6 +183,7 @@ PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "kill_template": kill_template,
     "kill_watchers": kill_watchers,
     "has_lock": has_lock,
+    "meets": meets,
     "second": on_second,
     "rank": of_rank,
 }

@@ -29,20 +29,20 @@ ENDS = [
 ]
 
 
-def test_every_rank_has_a_process_and_the_result_is_of_all(either_sweep: Sweep) -> None:
-    either_sweep.run("rank", ranks=3)
+def test_every_rank_has_a_process_and_the_result_is_of_all(any_sweep: Sweep) -> None:
+    any_sweep.run("rank", ranks=2)
 
-    (result,) = either_sweep.results().values()
+    (result,) = any_sweep.results().values()
     assert (result.status, result.reason) == ("ok", None)
-    assert result.measurements["peak_tensor_bytes"].ranks == (1000, 1001, 1002)
-    assert result.value("peak_tensor_bytes") == 1002
+    assert result.measurements["peak_tensor_bytes"].ranks == (1000, 1001)
+    assert result.value("peak_tensor_bytes") == 1001
     assert result.measurements["train_loss"].ranks is None
-    for rank in range(3):
-        said = (either_sweep.directory / f"rank{rank}.txt").read_text()
-        assert said == f"{rank} 3 {rank}"
+    for rank in range(2):
+        said = (any_sweep.directory / f"rank{rank}.txt").read_text()
+        assert said == f"{rank} 2 {rank}"
         log = result.artifacts["log" if rank == 0 else f"log.rank{rank}"]
-        assert (either_sweep.directory / log).exists()
-    assert either_sweep.leftovers() == []
+        assert (any_sweep.directory / log).exists()
+    assert any_sweep.leftovers() == []
 
 
 @pytest.mark.parametrize(

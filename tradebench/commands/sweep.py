@@ -12,13 +12,15 @@ from tradebench.devices import Device
 from tradebench.plan.cache import Cache
 from tradebench.plan.plan import Plan, keep, make, unfit
 from tradebench.plan.progress import progress
+from tradebench.runner.engines import Engine
+from tradebench.runner.engines.ray import Cluster, RayEngine
 from tradebench.runner.observer import Summary
 from tradebench.runner.options import Options
 from tradebench.runner.progress import Progress
 from tradebench.runner.refusal import refuse
 from tradebench.runner.supervisor import run as supervise
 from tradebench.store import Run
-from tradebench.suite import Suite
+from tradebench.suite import WHOLE, Shard, Suite
 from tradebench.target import Target
 from tradebench.trial import HubData, Trial
 
@@ -45,42 +47,59 @@ def sweep(
     resume: bool,
     foresight: Foresight,
     note: Note,
+    shard: Shard = WHOLE,
+    name: str | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Run, Summary]:
     """Measure every point of a suite; go on with its newest run where there is one to `resume`.
 
+    With a `shard` only its points; with a `name` the run of that name, which is made where it is
+    not there yet.
+
     On a GPU of the catalogue every point is predicted first, so that what will not fit is left out.
     Elsewhere what was measured on the CPU is predicted afterwards, when no clock is running. What
-    cannot be predicted is noted and harms nothing.
+    cannot be predicted is noted and harms nothing. With a `cluster` trials run there, and what runs
+    on its GPUs is not predicted.
     """
     said = {**header.of_suite(suite), "options": header.of_options(options)}
-    newest = store.latest(out, suite.name) if resume else None
-    directory = newest or store.create_run(out, suite.name, said)
-    gpu = environment.gpu() if foresight.predict else None
+    trials = shard.of(suite.trials())
+    newest = store.latest(out, suite.name) if resume and name is None else None
+    directory = newest or store.create_run(out, suite.name, said, name)
+    gpus_there = None if cluster is None else cluster.has_gpus
+    if gpus_there and foresight.predict:
+        foresight = replace(foresight, predict=False)
+        note("nothing is predicted beside a run on a cluster's GPUs: tradebench plan does that")
+    gpu = environment.gpu() if foresight.predict and cluster is None else None
     device = devices.named(gpu.name) if gpu is not None else None
     if gpu is not None and device is None:
         note(f"{gpu.name} is not in the catalogue: nothing is predicted for it")
     left_out: Mapping[str, str] = {}
     if device is not None:
-        made = _predict(suite, suite.trials(), device, note)
-        keep(made, directory)
+        made = _predict(suite, trials, device, note)
+        keep(made, directory, options.writer)
         left_out = unfit(made) if foresight.skip_unfit else {}
     with Progress() as bar:
         summary = supervise(
-            suite.trials(),
+            trials,
             directory=directory,
             suite=suite.name,
             repeats=suite.repeats_of,
             header=said,
             options=options,
             observer=bar,
+            engine=None if cluster is None else lambda: _on(cluster, options),
             refuse=lambda trial: (
-                refuse(trial, launched=bool(options.launcher))
+                refuse(trial, launched=bool(options.launcher), cluster=gpus_there)
                 or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )
     if foresight.predict and gpu is None and not summary.interrupted:
-        _rehearse(suite, directory, note)
+        _rehearse(suite, directory, note, options.writer)
     return store.load(directory), summary
+
+
+def _on(cluster: Cluster, options: Options) -> Engine:
+    return RayEngine(cluster, variables=options.variables, jobs=options.jobs or 1)
 
 
 def variables(suite: Suite) -> Mapping[str, str]:
@@ -90,11 +109,14 @@ def variables(suite: Suite) -> Mapping[str, str]:
     return OFFLINE if local and tasks and not isinstance(suite.budget.data, HubData) else {}
 
 
-def _rehearse(suite: Suite, directory: Path, note: Note) -> None:
-    """Predict the memory of what was measured on a CPU, where a rehearsal needs no GPU either."""
+def _rehearse(suite: Suite, directory: Path, note: Note, writer: str = store.LOCAL) -> None:
+    """Predict the memory of what was measured on a CPU, where a rehearsal needs no GPU either.
+
+    Each writer does so for what it has measured itself.
+    """
     measured = {
         result.trial
-        for result in store.load(directory).results
+        for result in store.last(store.load(directory).writers.get(writer, ())).values()
         if result.kind == "measured" and result.status == "ok"
     }
     made = _predict(suite, [trial for trial in suite.trials() if trial.id in measured], None, note)
@@ -104,7 +126,7 @@ def _rehearse(suite: Suite, directory: Path, note: Note) -> None:
         if result.status == "failed":
             note(f"{result.label} is not predicted: {result.reason}")
     if good:
-        keep(replace(made, results=good), directory)
+        keep(replace(made, results=good), directory, writer)
 
 
 def _predict(suite: Suite, trials: Sequence[Trial], device: Device | None, note: Note) -> Plan:

@@ -150,14 +150,16 @@ def unfit(plan: Plan) -> dict[str, str]:
     }
 
 
-def keep(plan: Plan, directory: Path) -> None:
+def keep(plan: Plan, directory: Path, writer: str = store.LOCAL) -> None:
     """Write a plan's Results, and the course of every point's step, into a run directory."""
-    (directory / "timelines").mkdir(exist_ok=True)
+    files = store.files(directory, writer)
+    (files / "timelines").mkdir(parents=True, exist_ok=True)
     for name, timeline in plan.timelines.items():
         content = gzip.compress(json.dumps(timeline).encode(), mtime=0)
-        (directory / _timeline(name)).write_bytes(content)
-    lines = "".join(f"{result.to_json()}\n" for result in plan.results)
-    store.write_text(directory / "trials.plan.jsonl", lines)
+        (files / _timeline(name)).write_bytes(content)
+    lines = "".join(f"{store.placed(result, writer).to_json()}\n" for result in plan.results)
+    name = "plan" if writer == store.LOCAL else f"{writer}.plan"
+    store.write_text(directory / f"trials.{name}.jsonl", lines)
 
 
 def cores() -> int:

@@ -256,6 +256,7 @@ def cautions(run: Run, groups: Iterable[Group]) -> tuple[str, ...]:
         f"{text} ({min(names) if len(names) == 1 else count(len(names), 'point')})"
         for text, names in points.items()
     ]
+    found += _shared_machines(run)
     # Kinds are never compared: what differs between them is no news.
     if max(Counter(kind for kind, _ in _by_place(run)).values(), default=0) > 1:
         found.append(
@@ -272,6 +273,23 @@ def cautions(run: Run, groups: Iterable[Group]) -> tuple[str, ...]:
             "interval here contains it."
         )
     return (*found, *(clean(problem) for problem in run.problems))
+
+
+def _shared_machines(run: Run) -> list[str]:
+    """Return what to say of times that were taken while other trials ran on the same processor."""
+    surroundings = [each.environment.variables for each in run.results if each.kind == "measured"]
+    # Trials with devices of their own do not wait for each other.
+    jobs = [
+        int(each["jobs"])
+        for each in surroundings
+        if "jobs" in each and not each.get("CUDA_VISIBLE_DEVICES")
+    ]
+    if not jobs:
+        return []
+    return [
+        f"{count(len(jobs), 'result')} came about while up to {max(jobs)} trials ran at once on "
+        "one processor and slowed each other: their step times compare only with such."
+    ]
 
 
 def _never_repeated(group: Group) -> bool:

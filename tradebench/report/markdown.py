@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tradebench.report import content
+from tradebench.report import content, doubles
 from tradebench.report.fronts import groups
 from tradebench.report.predictions import HEADING, apart, prediction_errors, summary
 from tradebench.report.units import count, shorten
@@ -36,6 +36,7 @@ def text(run: Run, sections: Sequence[Section], compared: Comparison | None = No
     if compared is not None:
         blocks += _comparison(compared)
     blocks += _predictions(run)
+    blocks += _doubles(run)
     blocks += _rest(run, sections)
     return _cut([block for block in blocks if block])
 
@@ -163,6 +164,14 @@ def _predictions(run: Run) -> list[str]:
         numbers = (each.predicted, each.measured, each.error_text)
         lines.append(_line([name, each.measurement, *numbers]))
     return [f"## {HEADING}", escape(" ".join(summary(errors))), "\n".join(lines)]
+
+
+def _doubles(run: Run) -> list[str]:
+    sentences = doubles.doubles(run, groups(run))
+    if not sentences:
+        return []
+    listed = "\n".join(f"- {escape(shorten(each, MAX_REASON))}" for each in sentences)
+    return [f"## {doubles.HEADING}", doubles.NOTE, listed]
 
 
 def _rest(run: Run, sections: Sequence[Section]) -> list[str]:

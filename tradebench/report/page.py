@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from tradebench import __version__
 from tradebench.errors import NothingToCompareError
-from tradebench.report import content, figures, findings, markdown, predictions, rungs
+from tradebench.report import content, doubles, figures, findings, markdown, predictions, rungs
 from tradebench.report.claims import Comparison, comparison
 from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
@@ -118,6 +118,9 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         errors=errors,
         errors_heading=predictions.HEADING,
         errors_summary=" ".join(predictions.summary(errors)),
+        doubles=doubles.doubles(run, groups(run)),
+        doubles_heading=doubles.HEADING,
+        doubles_note=doubles.NOTE,
         places=content.places(run),
         cautions=content.cautions(run, shown),
         command=content.command(run),

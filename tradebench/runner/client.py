@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -22,6 +23,10 @@ _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
+
+
+# What a template that serves needs to end is less; one that still imports does not listen.
+_GRACE_SECONDS = 2.0
 
 
 class TemplateError(Exception):
@@ -83,8 +88,17 @@ class Template:
         refusal: str | None = json.loads(answer)["refusal"]
         return refusal
 
-    def launch(self, job: Job, isolation: Isolation, pipes: tuple[int, int, int]) -> None:
+    def launch(
+        self,
+        job: Job,
+        isolation: Isolation,
+        variables: Mapping[str, str],
+        pipes: tuple[int, int, int],
+    ) -> None:
         """Start a guard and its trial on the pipes lifeline (to read), report, beats (to write).
+
+        `variables` are set for the trial after its fork, so they must not be among those that are
+        read at an import.
 
         Raises:
             TemplateError: the template is dead.
@@ -95,6 +109,7 @@ class Template:
             "isolation": isolation,
             "patience": job.patience,
             "launcher": list(job.launcher),
+            "variables": dict(variables),
         }
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], pipes)
@@ -102,8 +117,13 @@ class Template:
             raise TemplateError(f"it is gone: {error}") from error
 
     def close(self) -> None:
-        """End the template; trials that run go on, each under its guard."""
+        """End the template; trials that run go on, each under its guard.
+
+        It is given a moment to end what a guard that was killed has left to it.
+        """
         self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_SECONDS)
         self._process.kill()
         self._process.wait()
 

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,16 +35,18 @@ GRACE_SECONDS = 3.0
 class Launch:
     """What a guard is asked to run, and the pipes that tie it to the supervisor.
 
-    `directory` is the job's, and `logs` names a file for every rank. The guard writes JSON lines to
-    `report`: first the `pid` of every `rank`; last `deaths`, each rank and its wait status in the
-    order in which they ended, and `ended`, the ranks that did not end by themselves. All ranks
-    write their heartbeats to `beats`. Where there is a `launcher`, that command alone is run and
-    watched, as rank 0: it starts the workers, here or on other machines.
+    `directory` is the job's, and `logs` names a file for every rank; `variables` are set for this
+    trial alone. The guard writes JSON lines to `report`: first the `pid` of every `rank`; last
+    `deaths`, each rank and its wait status in the order in which they ended, and `ended`, the ranks
+    that did not end by themselves. All ranks write their heartbeats to `beats`. Where there is a
+    `launcher`, that command alone is run and watched, as rank 0: it starts the workers, here or on
+    other machines.
     """
 
     directory: str
     logs: list[str]
     isolation: str
+    variables: Mapping[str, str]
     patience: float
     launcher: list[str]
     lifeline: int
@@ -111,6 +114,7 @@ def _become(launch: Launch, guard: int, rank: int) -> NoReturn:
         os.close(launch.lifeline)
         os.close(launch.report)
         process.become_trial(guard, Path(launch.logs[rank]))
+        os.environ.update(launch.variables)
         worker_module = ["-m", "tradebench.runner.worker"]
         if launch.launcher:
             command = [*launch.launcher, *worker_module, launch.directory]

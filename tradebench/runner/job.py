@@ -42,15 +42,16 @@ SILENCE: Mapping[Phase | Literal["start"], float] = {
 
 
 class Job(BaseModel):
-    """One attempt at one point, as JSON in the run directory: `work/<key>/job.json`.
+    """One attempt at one point, as JSON in `run`: `work/<key>/job.json`.
 
-    `label` is what people read, which only a trial's suite knows in full. `run` is the run
-    directory, absolute; `program` names a function as `module:function`, and `preload` what is
-    imported before the memory cap counts. `silence` holds, per phase, the seconds without a
-    heartbeat after which the trial counts as hung. It is made by so many `ranks` together, each
-    with `threads` of its own; one that keeps the others waiting for more than `patience` seconds
-    counts as hung. `launcher` is a command that starts them in the runner's place, on several
-    machines that share the run directory; its workers send no heartbeats.
+    `label` is what people read, which only a trial's suite knows in full. `run` is where files
+    beside the Result go, absolute: the run directory or the writer's folder in it. `program` names
+    a function as `module:function`, and `preload` what is imported before the memory cap counts.
+    `silence` holds, per phase, the seconds without a heartbeat after which the trial counts as
+    hung. It is made by so many `ranks` together, each with `threads` of its own; one that keeps the
+    others waiting for more than `patience` seconds counts as hung. `launcher` is a command that
+    starts them in the runner's place, on several machines that share the run directory; its workers
+    send no heartbeats.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -93,7 +94,7 @@ class Job(BaseModel):
 
     @property
     def artifacts(self) -> dict[str, str]:
-        """The files that every attempt leaves, relative to the run directory."""
+        """The files that every attempt leaves, relative to `run`."""
         names = [_of_rank(self.key, rank) for rank in range(self.ranks)]
         return {_of_rank("log", rank): f"logs/{name}.txt" for rank, name in enumerate(names)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,15 +19,23 @@ from tradebench.trial import Trial
 _STYLES = {"ok": "green", "oom": "yellow", "diverged": "yellow", "skipped": "dim"}
 
 
+@dataclass
+class _Running:
+    """An attempt that runs now: what it is called, when it began, and where it is."""
+
+    name: str
+    began: float
+    at: str = "starting"
+
+
 class Progress(Observer):
     """Shows a sweep as it goes; use it as a context manager, so that the terminal is restored."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        self._points = self._done = 0
-        self._spent: list[float] = []
-        self._current = self._at = ""
-        self._began = time.monotonic()
+        self._points = self._done = self._ended = 0
+        self._running: dict[str, _Running] = {}
+        self._since: float | None = None
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -53,24 +62,27 @@ class Progress(Observer):
 
     def trial_started(self, trial: Trial, repeat: int, attempt: int) -> None:
         """Name the point that runs now."""
-        self._began = time.monotonic()
-        self._current, self._at = _named(trial.label, repeat, attempt), "starting"
+        now = time.monotonic()
+        self._since = self._since or now
+        name = _named(trial.label, repeat, attempt)
+        self._running[trial.id] = _Running(name, now)
         if self._live is None:
-            self._say(f"[{self._done + 1}/{self._points}] {self._current}")
+            self._say(f"[{self._done + len(self._running)}/{self._points}] {name}")
 
     def heartbeat(self, trial: Trial, heartbeat: Heartbeat) -> None:
         """Show where the trial is."""
         steps = f", step {heartbeat.step} of {heartbeat.steps}" if heartbeat.steps else ""
         held = f", {size(heartbeat.bytes)} so far" if heartbeat.bytes is not None else ""
-        self._at = f"{doing(heartbeat.phase).removeprefix('while ')}{steps}{held}"
+        if running := self._running.get(trial.id):
+            running.at = f"{doing(heartbeat.phase).removeprefix('while ')}{steps}{held}"
 
     def trial_finished(self, result: Result, *, again: bool) -> None:
         """Say how the point ended."""
         name = _named(result.label, result.repeat, result.attempt)
-        self._current = ""
+        self._running.pop(result.trial, None)
         if not again:
             self._done += 1
-            self._spent.append(time.monotonic() - self._began)
+            self._ended += 1
         why = f"({result.reason})" if result.reason else ""
         parts = (f"{result.status}: {name}", why, "trying again" if again else self._left())
         self._say("  ".join(filter(None, parts)), _STYLES.get(result.status, "red"))
@@ -78,7 +90,7 @@ class Progress(Observer):
     def run_finished(self, summary: Summary) -> None:
         """Say what the sweep has brought."""
         word = "interrupted" if summary.interrupted else "finished"
-        self._current = ""
+        self._running.clear()
         self._say(f"{word}: {self._done} of {self._points} points are in {summary.directory}")
 
     def _say(self, text: str, style: str = "") -> None:
@@ -87,9 +99,10 @@ class Progress(Observer):
 
     def _left(self) -> str:
         """How long the rest will take, if it goes on as it went."""
-        if not self._spent or self._done >= self._points:
+        if not self._ended or self._since is None or self._done >= self._points:
             return ""
-        seconds = sum(self._spent) / len(self._spent) * (self._points - self._done)
+        spent = time.monotonic() - self._since
+        seconds = spent / self._ended * (self._points - self._done)
         return f"about {_duration(seconds)} left"
 
     def _render(self) -> Group:
@@ -97,9 +110,9 @@ class Progress(Observer):
         bar = ProgressBar(total=max(1, self._points), completed=self._done, width=24)
         line.add_row(bar, f"{self._done}/{self._points} points", self._left())
         rows: list[Table | Text] = [line]
-        if self._current:
-            spent = _duration(time.monotonic() - self._began)
-            rows.append(Text(f"{self._current}: {self._at} ({spent})"))
+        for running in self._running.values():
+            spent = _duration(time.monotonic() - running.began)
+            rows.append(Text(f"{running.name}: {running.at} ({spent})"))
         return Group(*rows)
 
 

@@ -23,6 +23,7 @@ from tradebench.runner import verdict
 from tradebench.runner.ending import concluded
 from tradebench.runner.engines import Beat, Ended, Engine, Event, Started
 from tradebench.runner.engines.local import LocalEngine
+from tradebench.runner.engines.places import Places, here
 from tradebench.runner.history import History
 from tradebench.runner.interruption import first_interruption
 from tradebench.runner.job import SILENCE, Job
@@ -60,30 +61,45 @@ def run(
     """
     directory = directory.resolve()
     how = options or Options()
+    files, said = store.files(directory, how.writer), store.header_file(directory, how.writer)
     watcher = observer or Observer()
 
     def local() -> Engine:
-        log = directory / "logs" / "template.txt"
+        log = files / "logs" / "template.txt"
         preload = (*how.preload, how.program.partition(":")[0])
+        if places.count > 1:
+            watcher.note(f"up to {places.count} trials run at once")
         if how.isolation != "exec":
             watcher.note("importing the libraries, once for all trials")
-        made = LocalEngine(log, isolation=how.isolation, preload=preload, variables=how.variables)
+        made = LocalEngine(
+            log,
+            isolation=how.isolation,
+            preload=preload,
+            variables=how.variables,
+            places=places,
+        )
         if made.fallback is not None:
             watcher.note(f"every trial starts a fresh interpreter: {made.fallback}")
         return made
 
+    places = (
+        Places() if engine else here(how.jobs, how.threads or _default_threads(), how.variables)
+    )
     with contextlib.ExitStack() as held:
-        held.enter_context(store.lock(directory))
+        held.enter_context(store.lock(directory, how.writer))
         kept = {**store.load(directory).header, **(header or {})}
-        store.write_json(directory / store.HEADER, kept)
-        history = History(directory)
-        results = held.enter_context(store.Appender(directory / "trials.local.jsonl"))
-        events = held.enter_context(store.Appender(directory / "events.local.jsonl"))
+        if how.writer != store.LOCAL:
+            kept["started"] = store.timestamp()
+        store.write_json(said, {**kept, "ended": None})
+        (files / "logs").mkdir(parents=True, exist_ok=True)
+        history = History(directory, how.writer, anywhere=how.anywhere)
+        results = held.enter_context(store.Appender(directory / f"trials.{how.writer}.jsonl"))
+        events = held.enter_context(store.Appender(directory / f"events.{how.writer}.jsonl"))
         sweep = _Sweep(suite, how, watcher, history, results, events)
         times = repeats if callable(repeats) else lambda trial: repeats
         summary = sweep.run(trials, times, refuse, engine or local)
         ended = None if summary.interrupted else store.timestamp()
-        store.write_json(directory / store.HEADER, {**kept, "ended": ended})
+        store.write_json(said, {**kept, "ended": ended})
         watcher.run_finished(summary)
         return summary
 
@@ -107,6 +123,8 @@ class _Flight:
     began: float
     heard: float
     started: str
+    placed: bool = False
+    environment: Environment | None = None
     phase: Phase | None = None
     beat: Heartbeat | None = None
     ended_by: Verdict | None = None
@@ -125,6 +143,7 @@ class _Sweep:
         events: store.Appender,
     ) -> None:
         self._directory = history.directory
+        self._files = history.files
         self._suite = suite
         self._options = options
         self._observer = observer
@@ -158,7 +177,7 @@ class _Sweep:
             except KeyboardInterrupt:
                 self._interrupted = True
         if not self._interrupted:
-            shutil.rmtree(self._directory / "work", ignore_errors=True)
+            shutil.rmtree(self._files / "work", ignore_errors=True)
         return Summary(
             directory=self._directory,
             results=tuple(self._final.values()),
@@ -223,7 +242,7 @@ class _Sweep:
         try:
             with first_interruption() as interrupted:
                 while (self._queue or self._flights) and not interrupted.is_set():
-                    while self._queue and len(self._flights) < engine.slots:
+                    while self._queue and engine.has_room(self._queue[0].trial.ranks):
                         self._start(self._queue.popleft(), engine)
                     for event in engine.poll(_POLL_SECONDS):
                         self._react(event, engine)
@@ -243,10 +262,10 @@ class _Sweep:
             trial=trial.payload(),
             repeat=point.repeat,
             attempt=self._history.next_attempt(trial.id, point.repeat),
-            run=self._directory,
+            run=self._files,
             program=options.program,
             preload=options.preload,
-            environment=point.environment,
+            environment=_shared(point.environment, engine.jobs),
             ranks=trial.ranks,
             # Ranks on one machine share its cores.
             threads=options.threads or (1 if trial.ranks > 1 else _default_threads()),
@@ -268,8 +287,9 @@ class _Sweep:
         flight = self._flights[event.key]
         now = time.monotonic()
         match event:
-            case Started():
+            case Started(environment=elsewhere):
                 flight.began = flight.heard = now
+                flight.placed, flight.environment = True, elsewhere
             case Beat(heartbeat=heartbeat):
                 flight.heard, flight.phase, flight.beat = now, heartbeat.phase, heartbeat
                 self._observer.heartbeat(flight.point.trial, heartbeat)
@@ -279,7 +299,7 @@ class _Sweep:
     def _enforce_limits(self, engine: Engine) -> None:
         now = time.monotonic()
         for key, flight in self._flights.items():
-            if flight.ended_by is not None:
+            if flight.ended_by is not None or (engine.queues and not flight.placed):
                 continue
             job, phase = flight.job, flight.phase
             silent = job.silence.get(phase or "start", SILENCE[phase or "start"])
@@ -332,6 +352,7 @@ class _Sweep:
             phase=flight.phase,
             measurements=measurements,
             artifacts=flight.job.artifacts,
+            environment=flight.environment or flight.job.environment,
             isolation=engine.isolation,
             started=flight.started,
             seconds=round(time.monotonic() - flight.began, 6),
@@ -347,17 +368,26 @@ class _Sweep:
             label=trial.label,
             **trial.payload(),
             warnings=trial.cautions(),
-            environment=point.environment,
-            **fields,
+            **{"environment": point.environment, **fields},
         )
 
     def _keep(self, result: Result) -> None:
-        self._results.append(result.to_json())
-        self._history.add(result)
+        """Store a Result that names its files as seen from this writer's folder."""
+        stored = store.placed(result, self._options.writer)
+        self._results.append(stored.to_json())
+        self._history.add(stored)
 
     def _event(self, name: str, trial: str, repeat: int, attempt: int, **more: Any) -> None:
         line = {"event": name, "time": store.timestamp(), "trial": trial, "repeat": repeat}
         self._events.append(json.dumps({**line, "attempt": attempt, **more}))
+
+
+def _shared(surroundings: Environment, jobs: int) -> Environment:
+    """The environment of a trial that does not have its machine to itself says so."""
+    if jobs == 1:
+        return surroundings
+    variables = {**surroundings.variables, "jobs": str(jobs)}
+    return surroundings.model_copy(update={"variables": variables})
 
 
 def _default_threads() -> int:

@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def serve(connection: socket.socket) -> None:
             continue
         request, pipes, _, _ = socket.recv_fds(connection, 65536, 3, socket.MSG_CMSG_CLOEXEC)
         if not request:
+            _leave(guards)
             return
         sys.stdout.flush()
         sys.stderr.flush()
@@ -98,6 +100,19 @@ def serve(connection: socket.socket) -> None:
             os.close(pipe)
 
 
+def _leave(guards: set[int], patience: float = 1.0) -> None:
+    """Wait for guards that are ending; a process inherits what they leave only once they have.
+
+    Those of trials that still run are left to themselves.
+    """
+    until = time.monotonic() + patience
+    while True:
+        _reap(guards)
+        if not process.children(os.getpid()) or time.monotonic() > until:
+            return
+        time.sleep(0.005)
+
+
 def _reap(guards: set[int]) -> None:
     try:
         while (ended := os.waitpid(-1, os.WNOHANG)[0]) != 0:
@@ -113,3 +128,5 @@ def _reap(guards: set[int]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    # Nothing here needs the second and more that an interpreter with torch takes to be torn down.
+    os._exit(0)

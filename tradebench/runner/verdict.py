@@ -21,7 +21,7 @@ from tradebench.runner.job import Job
 
 Cause = Literal[
     "oom_device", "oom_host", "diverged", "error", "crash", "no_result", "killed", "lost", "hang",
-    "timeout",
+    "timeout", "unplaced",
 ]  # fmt: skip
 
 STATUSES: dict[Cause, Status] = {
@@ -35,6 +35,7 @@ STATUSES: dict[Cause, Status] = {
     "lost": "killed",
     "hang": "timeout",
     "timeout": "timeout",
+    "unplaced": "skipped",
 }
 
 # Further attempts in one sweep. What is missing here would end the same way again.
@@ -101,11 +102,17 @@ def of_exception(error: BaseException, phase: Phase | None) -> Verdict:
     return Verdict(cause="error", reason=f"{doing(phase)}: {_name(error)}: {_first_line(error)}")
 
 
-def of_signal(number: int, phase: Phase | None, *, no_memory: bool) -> Verdict:
-    """What the death by a signal means; `no_memory` says that memory is known to have run out."""
+def of_signal(
+    number: int, phase: Phase | None, *, no_memory: bool, said: str | None = None
+) -> Verdict:
+    """What the death by a signal means; `no_memory` says that memory is known to have run out.
+
+    `said` is who killed it then, where that was not the kernel.
+    """
     name = signal.Signals(number).name
     if no_memory:
         killer = "the kernel killed it" if number == signal.SIGKILL else f"it died of {name}"
+        killer = said or killer
         return Verdict(cause="oom_host", reason=f"out of memory {doing(phase)}: {killer}")
     if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         return Verdict(cause="killed", reason=f"killed {doing(phase)} by {name} from outside")
@@ -131,7 +138,12 @@ def of_end(ended: Ended, job: Job, phase: Phase | None, rank: int | None = None)
     Of several ranks, `rank` is the one that made the others fail.
     """
     if ended.cause == "lost":
-        return Verdict(cause="lost", reason=f"lost {doing(phase)}: its guard is gone")
+        said = ended.said or "its guard is gone"
+        return Verdict(cause="lost", reason=f"lost {doing(phase)}: {said}")
+    if ended.cause == "unplaced":
+        return Verdict(cause="unplaced", reason=f"unplaced: {ended.said}")
+    if ended.cause == "broken":
+        return Verdict(cause="error", reason=f"{doing(phase)}: {ended.said}")
     if ended.cause == "memory_cap":
         return of_bytes(ended.held_bytes or 0, job.memory_cap or 0, phase)
     if rank is not None and rank in ended.left:
@@ -148,7 +160,8 @@ def _of_death(
     if death.signal is not None:
         # C++ code that cannot allocate ends in abort() after naming the exception.
         no_memory = no_memory or "std::bad_alloc" in last_words
-        return of_signal(death.signal, phase, no_memory=no_memory)
+        said = death.said if isinstance(death, Ended) else None
+        return of_signal(death.signal, phase, no_memory=no_memory, said=said)
     return of_exit(death.exit or 0, phase, last_words)
 
 

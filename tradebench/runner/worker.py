@@ -90,11 +90,6 @@ def attempt(job: Job, trial: Trial, outcome: Outcome, beats: int) -> None:
 
 def prepare(job: Job, beats: int) -> Callable[..., None]:
     """Import everything, set this process up, and return the program."""
-    cache = job.run / "work" / "cache"
-    # A compiler that is killed leaves locks behind, for which later trials would wait for ever:
-    # none of them may lie in the user's own caches.
-    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"):
-        os.environ[variable] = str(cache / variable.split("_")[1].lower())
     for name in job.preload:
         importlib.import_module(name)
     module, _, function = job.program.partition(":")

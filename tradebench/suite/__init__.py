@@ -2,7 +2,17 @@
 
 from tradebench.suite.schema import suite_schema
 from tradebench.suite.sections import RepeatRule, Resources
+from tradebench.suite.shard import WHOLE, Shard
 from tradebench.suite.suite import Suite
 from tradebench.suite.units import parse_seconds, parse_size
 
-__all__ = ["RepeatRule", "Resources", "Suite", "parse_seconds", "parse_size", "suite_schema"]
+__all__ = [
+    "WHOLE",
+    "RepeatRule",
+    "Resources",
+    "Shard",
+    "Suite",
+    "parse_seconds",
+    "parse_size",
+    "suite_schema",
+]

@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tradebench.result import Heartbeat
+from tradebench.result import Environment, Heartbeat
 from tradebench.runner.job import Isolation, Job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The attempt `key` has a process, `pid`, for this rank on the machine where it runs."""
+    """The attempt `key` has a process, `pid`, for this rank on the machine where it runs.
+
+    `environment` is that machine's, where it is not the supervisor's own.
+    """
 
     key: str
     pid: int
     rank: int = 0
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +45,18 @@ class Ended:
     """The attempt `key` has no process left.
 
     It ended by `exit` code or by `signal`. `cause` is what the engine itself knows: it killed the
-    attempt because it held `held_bytes`, the kernel's memory killer took it, or it lost sight of
-    it. Of several ranks that is what the first to end badly did; `deaths` has all that ended by
-    themselves in that order, and `left` names those that were still there then and were ended.
+    attempt because it held `held_bytes`, a memory killer took it, it lost sight of it, found no
+    machine for it, or found one that could not start it; `said` is what it says of that. Of several
+    ranks that is what the first to end badly did; `deaths` has all that ended by themselves in that
+    order, and `left` names those that were still there then and were ended.
     """
 
     key: str
     exit: int | None = None
     signal: int | None = None
-    cause: Literal["memory_cap", "memory_kill", "lost"] | None = None
+    cause: Literal["memory_cap", "memory_kill", "lost", "unplaced", "broken"] | None = None
     held_bytes: int | None = None
+    said: str | None = None
     deaths: tuple[Death, ...] = ()
     left: tuple[int, ...] = ()
 
@@ -65,8 +71,15 @@ class Engine(Protocol):
     """
 
     @property
-    def slots(self) -> int:
-        """How many jobs may be in flight at once."""
+    def queues(self) -> bool:
+        """Whether a submitted job may wait for a machine: until it starts, no limit on it runs."""
+
+    @property
+    def jobs(self) -> int:
+        """How many trials may share a machine's processor; with more than one, times suffer."""
+
+    def has_room(self, ranks: int) -> bool:
+        """Whether a job of so many processes may be submitted now."""
 
     @property
     def isolation(self) -> Isolation:

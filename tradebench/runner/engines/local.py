@@ -1,4 +1,4 @@
-"""The local engine: one trial at a time on this machine, forked from a warm template or fresh."""
+"""The local engine: trials on this machine, forked from a warm template or fresh."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tradebench.result import Heartbeat
 from tradebench.runner import process
 from tradebench.runner.client import Template, TemplateError
 from tradebench.runner.engines import Beat, Death, Ended, Event, Started
+from tradebench.runner.engines.places import Place, Places, available_memory
 from tradebench.runner.job import PRELOAD, Isolation, Job
 
 # Reading a process's memory takes 0.02 ms; five times a second does not disturb what it measures.
@@ -25,16 +26,24 @@ _WATCH_SECONDS = 0.2
 # A killed process can hang in the kernel (a dead file server, a driver); then it is given up.
 _GRACE_SECONDS = 30.0
 
+# A compiler that is killed leaves locks behind, for which later trials would wait for ever: none
+# of them may lie in the user's own caches, nor where a trial that runs beside may wait for it.
+_CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCH_EXTENSIONS_DIR": "extensions",
+}
+
 
 @dataclass
 class _Flight:
     """A job in the air: the supervisor's ends of its three pipes, and what has been heard."""
 
     job: Job
+    place: Place
     lifeline: int
     report: int
     beats: int
-    memory_kills: int
     pids: dict[int, int] = field(default_factory=dict)  # by rank, as all that follow
     baselines: dict[int, int] = field(default_factory=dict)
     deaths: list[tuple[int, int]] = field(default_factory=list)  # ranks and their wait statuses
@@ -48,13 +57,14 @@ class LocalEngine:
     """Runs jobs on this machine, each under a guard that ends with this process.
 
     `isolation` is `fork`, `exec` or `auto`: fork where the warm template finds that safe, else
-    exec. The reason for falling back is `fallback`. `variables` are set for all workers.
+    exec. The reason for falling back is `fallback`. `variables` are set for all workers. As many
+    trials run at once as find `places`, and memory beside what the largest one was seen to hold.
 
     Raises:
         UserError: forks were asked for and are not safe here.
     """
 
-    slots = 1
+    queues = False
 
     def __init__(
         self,
@@ -63,6 +73,7 @@ class LocalEngine:
         isolation: Literal["auto", "fork", "exec"] = "auto",
         preload: Sequence[str] = PRELOAD,
         variables: Mapping[str, str] | None = None,
+        places: Places | None = None,
     ) -> None:
         self.isolation: Isolation = "exec" if isolation == "exec" else "fork"
         self.fallback: str | None = None
@@ -70,24 +81,39 @@ class LocalEngine:
         self._log = log
         self._preload = tuple(preload)
         self._variables = dict(variables or {})
+        self._places = places or Places()
         self._flights: dict[str, _Flight] = {}
-        self._over: list[Ended] = []
+        self._most_held = 0
+        self._memory_kills = 0
         self._selector = selectors.DefaultSelector()
         self._template = self._warm_up()
 
+    @property
+    def jobs(self) -> int:
+        """How many trials may run at once."""
+        return self._places.count
+
+    def has_room(self, ranks: int) -> bool:
+        """Whether places are free, and memory; the first trial is always let in."""
+        if not self._flights:
+            return True
+        return self._places.room_for(ranks) and available_memory() > self._most_held
+
     def submit(self, job: Job) -> None:
         """Start a job; a template that has died is replaced."""
-        self._clear_stale_locks(job)
+        if not self._flights:
+            self._memory_kills = process.out_of_memory_kills()
+        place = self._places.take(job.ranks)
         lifeline, to_trial = os.pipe()[::-1]
         report, from_guard = os.pipe()
         beats, from_trial = os.pipe()
         theirs = (to_trial, from_guard, from_trial)
         try:
-            self._launch(job, theirs)
+            self._launch(job, place, theirs)
         finally:
             for pipe in theirs:
                 os.close(pipe)
-        flight = _Flight(job, lifeline, report, beats, process.out_of_memory_kills())
+        flight = _Flight(job, place, lifeline, report, beats)
         self._flights[job.key] = flight
         for pipe in (report, beats):
             self._selector.register(pipe, selectors.EVENT_READ, flight)
@@ -148,13 +174,19 @@ class LocalEngine:
                     break
         return template, failure
 
-    def _launch(self, job: Job, pipes: tuple[int, int, int]) -> None:
+    def _launch(self, job: Job, place: Place, pipes: tuple[int, int, int]) -> None:
+        cache = job.run / "work" / "cache" / str(place.lane)
+        for lock in (cache / "extensions").glob("**/lock"):
+            # Left by a compiler that was killed: nothing else runs in this place.
+            lock.unlink(missing_ok=True)
+        variables = {name: str(cache / folder) for name, folder in _CACHES.items()}
+        variables |= place.variables
         try:
-            self._template.launch(job, self.isolation, pipes)
+            self._template.launch(job, self.isolation, variables, pipes)
         except TemplateError:
             self._template.close()
             self._template = self._warm_up()
-            self._template.launch(job, self.isolation, pipes)
+            self._template.launch(job, self.isolation, variables, pipes)
 
     def _hear(self, flight: _Flight, pipe: int) -> Iterator[Event]:
         data = os.read(pipe, 65536)
@@ -192,17 +224,21 @@ class LocalEngine:
     def _watch_memory(self, flight: _Flight) -> None:
         """End a trial of which a rank holds more than its cap by ways that no rlimit counts."""
         cap = flight.job.memory_cap
-        if cap is None or flight.cancelled is not None:
+        if flight.cancelled is not None or (cap is None and self.jobs == 1):
             return
+        total = 0
         for rank, baseline in flight.baselines.items():
             with suppress(OSError):
-                held = process.memory("RssAnon", "RssShmem", pid=flight.pids[rank]) - baseline
-                if held > cap:
-                    flight.held = held
+                held = process.memory("RssAnon", "RssShmem", pid=flight.pids.get(rank, 0))
+                total += held
+                if cap is not None and held - baseline > cap:
+                    flight.held = held - baseline
                     self.cancel(flight.job.key)
+        self._most_held = max(self._most_held, total)
 
     def _end(self, flight: _Flight) -> Ended:
         del self._flights[flight.job.key]
+        self._places.give_back(flight.place)
         for pipe in (flight.report, flight.beats):
             with suppress(KeyError):
                 self._selector.unregister(pipe)
@@ -217,8 +253,11 @@ class LocalEngine:
         deaths = [_death(rank, status) for rank, status in flight.deaths]
         first = next((death for death in deaths if death.signal or death.exit), deaths[0])
         own = [death for death in deaths if death.rank not in flight.left]
-        killed = bool(first.signal) and process.out_of_memory_kills() > flight.memory_kills
-        cause: Literal["memory_kill"] | None = "memory_kill" if killed else None
+        cause: Literal["memory_kill"] | None = None
+        if first.signal and process.out_of_memory_kills() > self._memory_kills:
+            # The kernel counts, and does not name: a kill explains the death of one trial.
+            self._memory_kills += 1
+            cause = "memory_kill"
         return Ended(
             key=key,
             exit=first.exit,
@@ -227,11 +266,6 @@ class LocalEngine:
             deaths=() if flight.job.launcher else tuple(own),
             left=flight.left,
         )
-
-    def _clear_stale_locks(self, job: Job) -> None:
-        """Remove what a compiler that was killed left: nothing else runs in this run directory."""
-        for lock in (job.run / "work" / "cache" / "extensions").glob("**/lock"):
-            lock.unlink(missing_ok=True)
 
 
 def _death(rank: int, status: int) -> Death:
