@@ -28,7 +28,7 @@ RANKS, ACCUMULATION = 2, 2
 # Largest difference of a gradient's element from the unsharded one, as a share of the largest
 # element of that gradient, and of a loss: sums are taken in another order, and fewer bits than
 # 32 round. Optimizers and rounding then lead further apart with every step.
-CLOSE, CLOSE_16, CLOSE_8 = 1e-4, 0.06, 0.2
+CLOSE, CLOSE_16, CLOSE_8 = 1e-4, 0.06, 0.3
 
 
 def sharded(settings: Settings, degree: int = RANKS, **fields: Any) -> Settings:
@@ -110,14 +110,18 @@ def compare(pairs: Pairs, whole: Trial, apart: Trial) -> None:
     close = {None: CLOSE, "fp32": CLOSE, "fp8": CLOSE_8}.get(precision, CLOSE_16)
 
     assert found["losses"] == pytest.approx(expected["losses"], rel=close)
+    # The last are those of the longest batch, after all steps.
     for step, (one, other) in enumerate(
         zip(expected["gradients"], found["gradients"], strict=True), start=1
     ):
         assert one.keys() == other.keys()
+        allowed = close if step > 1 else min(close, CLOSE_16)  # weights are equal still
         for name, gradient in one.items():
             apart_by = float((other[name] - gradient).abs().max())
             largest = float(gradient.abs().max())
-            assert apart_by <= close * largest + 1e-9, f"step {step}, {name}: {apart_by} {largest}"
+            assert apart_by <= allowed * largest + 1e-9, (
+                f"step {step}, {name}: {apart_by} {largest}"
+            )
 
 
 def test_ranks_train_as_one_process_would(every_method: Settings, pairs: Pairs) -> None:
