@@ -237,6 +237,15 @@ def test_another_processor_bars_time_and_nothing_else(
     assert "Step time: hardware.cpu: A -> B" in capsys.readouterr().out
 
 
+def test_trials_that_shared_a_processor_bar_time(
+    ask: Ask, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = {**ENVIRONMENT, "variables": {**ENVIRONMENT["variables"], "jobs": "2"}}
+
+    assert ask("check", write_run(9, slower=2, environment=shared), "--baseline", baseline) == 0
+    assert "Step time: variables.jobs: none -> 2" in capsys.readouterr().out
+
+
 def test_predictions_beside_measurements_are_left_alone(ask: Ask, baseline: Path) -> None:
     run = Path(write_run(9))
     lines = (run / "trials.local.jsonl").read_text().replace('"measured"', '"predicted"')

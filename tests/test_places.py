@@ -59,6 +59,14 @@ def test_running_trials_share_no_device(machine: pytest.MonkeyPatch) -> None:
     assert four.take(2) == Place(0, ("1", "7"))
 
 
+def test_a_trial_of_more_processes_than_run_at_once_has_a_device_for_each() -> None:
+    two = Places(2, ("0", "1", "2", "3"))
+
+    assert two.room_for(4)
+    assert two.take(4).devices == ("0", "1", "2", "3")
+    assert not two.room_for(1)
+
+
 def test_a_trial_alone_sees_every_device() -> None:
     one = Places(1, ("0", "1"))
 

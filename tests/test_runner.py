@@ -25,6 +25,7 @@ from tradebench.result import (
     Result,
 )
 from tradebench.runner import process, template, verdict, worker
+from tradebench.runner.ending import key
 from tradebench.runner.engines import Beat, Ended, Event, Started
 from tradebench.runner.history import History
 from tradebench.runner.interruption import first_interruption
@@ -396,6 +397,26 @@ def test_a_writer_leaves_alone_what_another_is_about(sweep: Go, directory: Path)
 
     assert adopted.started == 0
     assert [result.label for result in store.load(directory).writers["one"]] == ["baseline"]
+
+
+def test_a_finished_attempt_is_kept_wherever_the_run_lies_now(
+    sweep: Go, directory: Path, tmp_path: Path
+) -> None:
+    job = Job(
+        suite="s",
+        label="baseline",
+        trial=trial("a").payload(),
+        repeat=0,
+        attempt=0,
+        run=tmp_path / "before",
+    )
+    job.write()
+    finish(job)
+    (directory / "work").mkdir(exist_ok=True)
+    job.directory.rename(directory / "work" / job.key)
+    sweep(ScriptedEngine())
+
+    assert [key(result) for result in store.load(directory).results] == [job.key]
 
 
 def test_what_lies_beside_a_result_is_named_from_the_run(sweep: Go, directory: Path) -> None:

@@ -14,12 +14,16 @@ COUNTED = ("peak_tensor_bytes", "peak_profiler_bytes", "trainable_parameters")
 HARD: Mapping[Family, tuple[str, ...]] = {
     "counted": ("hardware.gpus",),
     "memory": ("hardware.gpus", "hardware.machine"),
-    "time": ("hardware.gpus", "hardware.machine", "hardware.cpu", "hardware.usable_cpus"),
+    "time": (
+        *("hardware.gpus", "hardware.machine", "hardware.cpu", "hardware.usable_cpus"),
+        # How many trials ran at once on it, where that was more than one.
+        "variables.jobs",
+    ),
     # Answers depend on the questions, wherever they are asked.
     "quality": ("code.reference",),
 }
 # Where a GPU did the work, the processor beside it is one cause among others.
-BESIDE_A_GPU = frozenset({"hardware.cpu", "hardware.usable_cpus"})
+BESIDE_A_GPU = frozenset({"hardware.cpu", "hardware.usable_cpus", "variables.jobs"})
 IGNORED = frozenset({"variables.git_commit", "variables.git_dirty"})
 
 

@@ -47,7 +47,8 @@ def left(job: Job) -> dict[int, Result]:
 def adopted(folder: Path) -> Result | None:
     """The Result of an attempt whose supervisor has died, if its workers finished all the same."""
     try:
-        job = Job.read(folder)
+        # The run may lie elsewhere now than when the attempt began.
+        job = Job.read(folder).model_copy(update={"run": folder.parents[1]})
     except (OSError, ValidationError):
         return None
     results = left(job)

@@ -35,7 +35,7 @@ class Places:
 
     def __init__(self, count: int = 1, devices: Sequence[str] = ()) -> None:
         self.count = count
-        self._devices = tuple(devices[:count]) if count > 1 else ()
+        self._devices = tuple(devices) if count > 1 else ()
         self._taken: list[tuple[Place, int]] = []
 
     def room_for(self, ranks: int) -> bool:
