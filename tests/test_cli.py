@@ -373,6 +373,16 @@ def test_a_cluster_needs_ray_and_fresh_interpreters(tradebench: Tradebench, suit
         assert "pip install 'tradebench[ray]'" in missing.stderr
 
 
+@pytest.mark.parametrize("words", [("--engine", "ray"), ("--jobs", "2")])
+def test_a_launcher_starts_one_trial_at_a_time(
+    tradebench: Tradebench, suite: Path, words: tuple[str, ...]
+) -> None:
+    refused = tradebench("run", suite, "--launcher", "torchrun", *words)
+
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "leave out --engine ray and --jobs" in refused.stderr
+
+
 def test_a_share_that_is_none_is_refused(tradebench: Tradebench, suite: Path) -> None:
     refused = tradebench("run", suite, "--shard", "3/2")
     points = json.loads(

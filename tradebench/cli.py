@@ -234,6 +234,11 @@ def run(
     share = WHOLE if shard is None else Shard.parse(shard)
     if engine is Engine.RAY and isolation is Isolation.FORK:
         raise UserError("--engine ray starts a fresh interpreter for each trial: leave out fork")
+    if launcher and (engine is Engine.RAY or jobs is not None):
+        raise UserError(
+            "--launcher starts one trial at a time, on machines of its own choice: "
+            "leave out --engine ray and --jobs"
+        )
     author = store.check_writer(writer or (store.LOCAL if share == WHOLE else share.name))
     if run_name is not None and not resume:
         raise UserError("--run goes on with the run of that name: leave --fresh out, or --run")
