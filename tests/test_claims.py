@@ -367,7 +367,8 @@ def test_complexity_is_what_can_be_counted() -> None:
 
             assert found.settings == len(set(kind.model_fields) - {"method"})
             assert found.refused == len(refused)
-            assert found.needs_adapter == bool(trial.conflicts())
+            assert bool(found.needs) == bool(trial.conflicts())
+            assert found.needs in ("", "a quantized base" if method == "loftq" else "an adapter")
 
 
 def test_packages_are_those_that_the_technique_imports() -> None:

@@ -23,11 +23,12 @@ from tradebench.techniques import Technique, catalogue, techniques
 from tradebench.trial import Trial
 
 LORA: Settings = {"adapters": {"method": "lora", "rank": 16}}
+NF4: Settings = {"quantization": {"method": "nf4"}}
 # What a technique is tried beside: the first that it is legal with.
-BESIDE: tuple[Settings, ...] = ({**BF16, **LORA}, BF16, LORA, {})
+BESIDE: tuple[Settings, ...] = ({**BF16, **LORA}, BF16, LORA, {**BF16, **NF4}, {})
 LAYERS, SEQUENCE, BATCH = 2, 1024, 2  # of the shape of Llama 3.3 70B
 # Singular values of matrices that wide take minutes, so what asks for them has narrower ones.
-DECOMPOSING = ("svd", "svd_activation", "pissa", "galore")
+DECOMPOSING = ("svd", "svd_activation", "pissa", "loftq", "galore")
 NARROW = "llama-3.2-1b"
 # What fits a tiny model of few tokens.
 TINY: Mapping[str, Mapping[str, Any]] = {

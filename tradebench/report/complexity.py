@@ -18,7 +18,7 @@ DEFINITION = (
     "Complexity is counted: the settings there are to choose; the packages that the technique's "
     "code imports besides torch and transformers; the methods of other slots that it is refused "
     "with, of all that there are (`tradebench techniques --pairs`); and whether it cannot train "
-    "without an adapter, or runs on CUDA only."
+    "without an adapter or a quantized base, or runs on CUDA only."
 )
 # What every trial needs, with or without the technique.
 COMMON = frozenset({"torch", "transformers", "pydantic", "tradebench"})
@@ -35,17 +35,18 @@ class Complexity:
     packages: tuple[str, ...]
     refused: int
     others: int
-    needs_adapter: bool
+    needs: str
     cuda_only: bool
 
     @property
     def text(self) -> str:
-        """`6 settings · 1 package (peft) · refused with 1 of 8`."""
+        """`6 settings · 1 package (peft) · refused with 1 of 8 · needs an adapter`."""
         parts = [count(self.settings, "setting")]
         if self.packages:
             parts.append(f"{count(len(self.packages), 'package')} ({', '.join(self.packages)})")
         parts.append(f"refused with {self.refused} of {self.others}")
-        parts += ["needs an adapter"] * self.needs_adapter + ["CUDA only"] * self.cuda_only
+        parts += [f"needs {self.needs}"] if self.needs else []
+        parts += ["CUDA only"] if self.cuda_only else []
         return " · ".join(parts)
 
 
@@ -60,7 +61,9 @@ def complexity(slot: str, method: str) -> Complexity:
         packages=tuple(sorted(_packages(kind.__module__))),
         refused=len(refused(Name(slot, method))),
         others=sum(name.slot != slot for name in names()),
-        needs_adapter=slot != "adapters" and bool(alone.conflicts()),
+        needs=("a quantized base" if slot == "adapters" else "an adapter")
+        if alone.conflicts()
+        else "",
         cuda_only=kind.cuda_only is not None,
     )
 
