@@ -19,6 +19,7 @@ from rich.console import Console
 from tradebench import store
 from tradebench.devices import GIB, find
 from tradebench.plan import plan
+from tradebench.plan.alternatives import alternatives
 from tradebench.plan.cache import Cache
 from tradebench.plan.fit import advise, fit
 from tradebench.plan.price import Price, Range, of_suite, of_tokens, parse_count, step
@@ -246,6 +247,28 @@ def test_as_many_sequences_in_smaller_batches_are_a_change_like_any_other() -> N
     assert first.fit.advice == (
         "batch 2 x accumulation 4 instead of 8 x 1 saves 60 GiB: fits with 18 GiB to spare"
     )
+
+
+@pytest.mark.parametrize(
+    ("budget", "tried"),
+    [
+        ({"batch": 8}, {(1, 8)}),
+        ({"batch": 2, "accumulation": 4}, {(1, 8)}),
+        ({"batch": 8192}, {(512, 16)}),  # a prediction goes through every micro-batch
+        ({"batch": 1}, set()),
+        ({"batch": 2, "accumulation": 64}, set()),
+    ],
+)
+def test_a_step_is_tried_in_smaller_batches_as_long_as_they_are_few(
+    budget: dict[str, int], tried: set[tuple[int, int]]
+) -> None:
+    over = reshaped(120, **budget)
+    found = {
+        (trial.budget.batch, trial.budget.accumulation)
+        for trial in alternatives([over], lambda trial: False)
+    }
+
+    assert found - {(over.budget["batch"], over.budget["accumulation"])} == tried
 
 
 def test_training_on_less_is_the_last_resort_and_is_said() -> None:

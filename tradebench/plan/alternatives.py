@@ -22,6 +22,8 @@ CHANGES: tuple[tuple[str, Mapping[str, Any], bool], ...] = (
 )
 # And twice as many GPUs to shard over, up to a node of eight.
 SHARDING, LARGEST = "sharding", 8
+# Micro-batches that a step is taken apart into, at most: a prediction goes through all of them.
+PARTS = 16
 # What is left where no technique helps: to train on less. Halves of the sequence, down to a length
 # that still holds a question and its answer.
 SHORTEST = 128
@@ -80,10 +82,11 @@ def _changed_payloads(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {**given, "settings": {**settings, slot: fields}}
     shards = settings.get(SHARDING, {"method": "fsdp2", "degree": 1})
     budget: Mapping[str, Any] = given["budget"]
-    if budget["batch"] > 1:
-        # The same sequences in a step, one at a time.
-        every = sequences(budget)
-        yield {**given, "budget": {**budget, "batch": 1, "accumulation": every}}
+    # The same sequences in a step, fewer at a time: each by itself, if they are not too many.
+    every = sequences(budget)
+    parts = max(count for count in range(1, PARTS + 1) if every % count == 0)
+    if parts > budget["accumulation"]:
+        yield {**given, "budget": {**budget, "batch": every // parts, "accumulation": parts}}
     degree = 2 * int(shards.get("degree", LARGEST))
     if degree <= LARGEST:
         yield {**given, "settings": {**settings, SHARDING: {**shards, "degree": degree}}}
