@@ -23,7 +23,7 @@ CHANGES: tuple[tuple[str, Mapping[str, Any], bool], ...] = (
 # And twice as many GPUs to shard over, up to a node of eight.
 SHARDING, LARGEST = "sharding", 8
 # Micro-batches that a step is taken apart into, at most: a prediction goes through all of them.
-PARTS = 16
+PARTS = 8
 # What is left where no technique helps: to train on less. Halves of the sequence, down to a length
 # that still holds a question and its answer.
 SHORTEST = 128
