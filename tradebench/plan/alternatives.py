@@ -82,11 +82,10 @@ def _changed_payloads(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {**given, "settings": {**settings, slot: fields}}
     shards = settings.get(SHARDING, {"method": "fsdp2", "degree": 1})
     budget: Mapping[str, Any] = given["budget"]
-    # The same sequences in a step, fewer at a time: each by itself, if they are not too many.
     every = sequences(budget)
-    parts = max(count for count in range(1, PARTS + 1) if every % count == 0)
-    if parts > budget["accumulation"]:
-        yield {**given, "budget": {**budget, "batch": every // parts, "accumulation": parts}}
+    if budget["batch"] > 1 and every <= PARTS:
+        # The same sequences in a step, one at a time.
+        yield {**given, "budget": {**budget, "batch": 1, "accumulation": every}}
     degree = 2 * int(shards.get("degree", LARGEST))
     if degree <= LARGEST:
         yield {**given, "settings": {**settings, SHARDING: {**shards, "degree": degree}}}
