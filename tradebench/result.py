@@ -42,6 +42,17 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
 
 
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one, by dotted names: `adapters.rank`."""
+    found: dict[str, Any] = {}
+    for name, each in value.items():
+        if isinstance(each, Mapping):
+            found |= flat(each, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = each
+    return found
+
+
 class Record(BaseModel):
     """A frozen value that travels as JSON and keeps keys that a later version added."""
 

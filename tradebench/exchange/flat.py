@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tradebench.result import Result
+from tradebench.result import Result, flat
 
 
 def parameters(result: Result) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def parameters(result: Result) -> dict[str, Any]:
         "budget": result.budget,
         "evaluate": result.evaluate,
     }
-    return {name: value for name, value in _flat(parts).items() if value is not None}
+    return {name: value for name, value in flat(parts).items() if value is not None}
 
 
 def label(settings: Mapping[str, Mapping[str, Any]]) -> str:
@@ -31,13 +31,3 @@ def label(settings: Mapping[str, Mapping[str, Any]]) -> str:
 def metrics(result: Result) -> dict[str, float]:
     """Measurement to value."""
     return {name: float(each.value) for name, each in result.measurements.items()}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, each in value.items():
-        if isinstance(each, Mapping):
-            found |= _flat(each, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = each
-    return found

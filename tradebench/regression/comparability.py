@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from tradebench.result import flat
+
 Family = Literal["counted", "memory", "time", "quality"]
 Facts = Mapping[str, Any]
 
@@ -80,7 +82,7 @@ def causes(base: Facts, new: Facts) -> list[str]:
 
 def differing(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields in which two trials differ; both are nested settings."""
-    one, other = _flat(base), _flat(new)
+    one, other = flat(base), flat(new)
     return [
         _said(name, one, other)
         for name in dict.fromkeys([*one, *other])
@@ -96,13 +98,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, each in value.items():
-        if isinstance(each, Mapping):
-            found |= _flat(each, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = each
-    return found

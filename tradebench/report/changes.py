@@ -20,7 +20,7 @@ from typing import Any
 from tradebench.report.fronts import Z95, Group, noise_unit
 from tradebench.report.tables import Point
 from tradebench.report.units import clean, listed, significant
-from tradebench.result import Result
+from tradebench.result import Result, flat
 from tradebench.techniques import Technique, catalogue
 from tradebench.trial import BUDGET, changed, reshaped
 
@@ -260,7 +260,7 @@ def _effects(before: Point, after: Point) -> Iterator[str]:
         for slot, fields in result.settings.items() if other is not None else ():
             if other is not None and other.settings.get(slot) == fields:
                 found = _unequal(
-                    _flat(result.effects.get(slot, {})), _flat(other.effects.get(slot, {}))
+                    flat(result.effects.get(slot, {})), flat(other.effects.get(slot, {}))
                 )
                 for name, one, another in found:
                     if not (_may_follow(name, one) and _may_follow(name, another)):
@@ -291,17 +291,6 @@ def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[s
         for field in {**ours, **theirs}
         if ours.get(field, OFF) != theirs.get(field, OFF)
     ]
-
-
-def _flat(effect: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the effect with one level of names, `parameters.float32`."""
-    found: dict[str, Any] = {}
-    for name, value in effect.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": each for inner, each in _flat(value).items()}
-        else:
-            found[name] = value
-    return found
 
 
 def _may_follow(name: str, value: object) -> bool:
