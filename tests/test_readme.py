@@ -32,7 +32,8 @@ def tradebench(words: list[str], folder: Path) -> "subprocess.CompletedProcess[s
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the suites and baselines in it, where commands may write."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("suites", "baselines"):
+    (folder / "results").mkdir()
+    for name in ("suites", "results/baselines"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
