@@ -263,12 +263,15 @@ def test_a_killed_supervisor_leaves_no_process_and_loses_nothing(any_sweep: Swee
 def _assert_the_rest_is_done(sweep: Sweep) -> None:
     """What was finished stays as it is; the trial that ran when all was ended left no Result."""
     done = sweep.results()
-    if sweep.engine != "ray":  # where the other two may run at the same time
-        assert list(done) == ["ok"]
     summary = sweep.run("ok", "nap:0")
 
     assert "family:60" not in done
-    assert (summary.started, summary.reused) == (2 - len(done), len(done))
+    assert summary.started + summary.reused == 2
+    if sweep.engine == "ray":
+        # The other two may run at the same time, and a Result may arrive while all is ended.
+        assert summary.reused >= len(done)
+    else:
+        assert (list(done), summary.reused) == (["ok"], 1)
     assert {name: result.status for name, result in sweep.results().items()} == {
         "ok": "ok",
         "nap:0": "ok",

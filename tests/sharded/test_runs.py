@@ -34,6 +34,9 @@ TECHNIQUES: dict[str, Settings] = {
     "full": {},
     "bf16-lora": {"precision": {"method": "bf16"}, **LORA, **CHECKPOINTING},
     "nf4": {"quantization": {"method": "nf4"}, **LORA},
+    "rtn": {"quantization": {"method": "rtn"}, "adapters": {"method": "vera", "rank": 8}},
+    "loftq": {"quantization": {"method": "nf4"}, "adapters": {"method": "loftq", "rank": 4}},
+    "fp8": {"precision": {"method": "fp8"}, "adapters": {"method": "oft", "block": 16}},
     "chunked": {"loss": {"method": "chunked", "tokens": 16}},
     "pruned": {"pruning": {"method": "magnitude"}},
 }
