@@ -441,7 +441,7 @@ def test_a_setting_of_a_plan_stands_below_that_of_the_run_on_axes_of_its_own(
     tmp_path: Path,
 ) -> None:
     def sharded(degree: int, size: float, **more: Any) -> Result:
-        settings = {
+        settings: Settings = {
             "precision": FP32,
             "sharding": {"method": "fsdp2", "degree": degree, "reshard": True, "offload": False},
         }

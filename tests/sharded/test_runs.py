@@ -21,8 +21,10 @@ from tradebench.result import Measurement, Result
 from tradebench.runner import process
 from tradebench.runner.options import Options
 from tradebench.runner.supervisor import run
+from tradebench.suite import Suite
 from tradebench.trial import Evaluate, Model, Trial
 
+SUITES = Path(__file__).parents[2] / "suites"
 Make = Callable[..., Trial]
 Settings = dict[str, dict[str, Any]]
 
@@ -135,6 +137,43 @@ def test_shares_fall_as_the_degree_rises(
             values = found.ranks if degree > 1 else (found.value,)
             assert values is not None
             assert all(all_of_it.value / degree * 0.98 <= value <= limit for value in values), key
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    """What every point of the shipped suite holds after a step."""
+    short = {"steps": 1, "warmup": 0}
+    trials = [
+        trial.model_copy(
+            update={"evaluate": Evaluate(), "budget": trial.budget.model_copy(update=short)}
+        )
+        for trial in Suite.load(SUITES / "sharding.yaml").trials()
+    ]
+    folder = tmp_path_factory.mktemp("held")
+    return list(ran(folder, trials, program="sharded.programs:hold").values())
+
+
+@pytest.mark.parametrize("others", [(), ("adapters",)], ids=["full", "lora"])
+def test_what_a_rank_holds_of_the_shipped_suite_falls_as_one_by_the_degree(
+    others: tuple[str, ...], held: list[Result]
+) -> None:
+    results = [result for result in held if set(result.settings) == {"sharding", *others}]
+    by_degree = {result.settings["sharding"]["degree"]: result for result in results}
+    whole = by_degree[1]
+    # Every matrix of the reference model has rows for all, so that nothing is padded. The counter
+    # of steps that AdamW has for each parameter is everybody's.
+    trained = whole.value("held_optimizer_bytes")
+    counters = int(trained or 0) - 2 * int(whole.value("held_gradients_bytes") or 0)
+
+    assert set(by_degree) == {1, 2, 4}
+    assert [(result.status, result.reason) for result in results] == [("ok", None)] * 3
+    assert counters in range(4, 4 * 200, 4)
+    for degree in (2, 4):
+        for name, shared in (("weights", 0), ("gradients", 0), ("optimizer", counters)):
+            measure = f"held_{name}_bytes"
+            own = ((whole.value(measure) or 0) - shared) / degree + shared
+            found = by_degree[degree].measurements[measure]
+            assert of_ranks(found) == (own,) * degree, measure
 
 
 # Scores.
