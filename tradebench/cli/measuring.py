@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from tradebench.cli.options import (
 from tradebench.cli.points import print_points
 from tradebench.errors import UserError
 from tradebench.rank import PATIENCE_SECONDS
-
-if TYPE_CHECKING:
-    pass
 
 
 class Isolation(StrEnum):
