@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tradebench import store
 from tradebench.predict.memory import predict_memory
+from tradebench.program.model import build_model
 from tradebench.result import Measurement, Result
 from tradebench.runner import process
 from tradebench.runner.options import Options
@@ -114,6 +116,28 @@ def test_ranks_differ_only_where_there_is_less_than_a_row_for_each(
     *others, last = of_ranks(odd.measurements["peak_optimizer_bytes"])
     assert len(set(others)) == 1
     assert 0 < last < others[0]
+
+
+@pytest.mark.parametrize(("degree", "reshard"), DEGREES, ids=["2-zero3", "2-zero2", "3-zero3"])
+@pytest.mark.parametrize("name", ["full", "bf16-lora", "nf4"])
+def test_while_loading_no_rank_has_more_than_its_share_and_a_layer(
+    name: str, degree: int, reshard: bool, measured: dict[str, Result], tiny_trial: Make
+) -> None:
+    trial = of(name, degree, reshard, tiny_trial)
+    found = measured[trial.id]
+    model: Any = build_model(trial.model, torch.float32)
+    layer = sum(parameter.nbytes for parameter in model.model.layers[0].parameters())
+    # Adapters are made whole, and scales of 4 bit weights stay so.
+    scales = found.effects.get("quantization", {}).get("scale_bytes", 0)
+    adapters = 4 * int(found.value("trainable_parameters") or 0) * ("adapters" in trial.settings)
+    beside = layer + scales + adapters
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+
+    assert trial.in_shares
+    for phase in ("load", "compress"):
+        for peak in of_ranks(found.measurements[f"peak_tensor_bytes.{phase}"]):
+            assert peak <= found.effects["sharding"]["share_bytes"] + beside, phase
+            assert peak < whole, phase
 
 
 def test_shares_fall_as_the_degree_rises(
