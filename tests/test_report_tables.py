@@ -728,7 +728,7 @@ def test_full_training_is_the_reference_of_a_rank_curve() -> None:
 
 def test_the_frame_keeps_bytes_whole_and_every_result() -> None:
     found = tables.frame(
-        run_of(result(FP32, numbers(memory=2**53 + 1)), result(BF16, status="oom", reason="no"))
+        [result(FP32, numbers(memory=2**53 + 1)), result(BF16, status="oom", reason="no")]
     )
 
     assert found["value"].iloc[0] == 2**53 + 1

@@ -21,6 +21,7 @@ from tradebench.cli.options import (
 )
 from tradebench.cli.points import print_points
 from tradebench.errors import UserError
+from tradebench.rank import PATIENCE_SECONDS
 
 
 class Isolation(StrEnum):
@@ -77,6 +78,10 @@ def run(
         str,
         typer.Option(help="a command that starts the ranks of a trial, such as torchrun's"),
     ] = "",
+    patience: Annotated[
+        float,
+        typer.Option(min=1, help="seconds that ranks of a trial wait for one before it is hung"),
+    ] = PATIENCE_SECONDS,
     skip_unfit: Annotated[
         bool,
         typer.Option(
@@ -148,6 +153,7 @@ def run(
             writer=author,
             anywhere=engine is Engine.RAY,
             launcher=tuple(shlex.split(launcher)),
+            patience=patience,
         ),
         resume=resume,
         foresight=sweep.Foresight(predict=predict, skip_unfit=skip_unfit),

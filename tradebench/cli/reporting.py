@@ -18,7 +18,9 @@ def report(
     ] = None,
     beside: Annotated[
         str | None,
-        typer.Option(help="a plan of the same techniques, whose predictions to set beside this"),
+        typer.Option(
+            help="a plan of the same techniques or settings, whose predictions to set beside this"
+        ),
     ] = None,
     results: ResultsOption = Path("results"),
     form: FormatOption = Format.TEXT,

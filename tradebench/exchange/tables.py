@@ -39,7 +39,7 @@ def _table(runs: Sequence[Run]) -> pd.DataFrame:
 
     tables = []
     for run in runs:
-        table = frame(run)
+        table = frame(run.results)
         table.insert(0, "run", run.directory.resolve().name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -19,7 +19,8 @@ __all__ = ["markdown_table", "table", "write"]
 def write(run: Run, out: Path, beside: Run | None = None) -> list[Path]:
     """Write index.html, report.md, trials.csv and every figure into `out`; return what was written.
 
-    The predictions of the run `beside` are set beside what single techniques change in this one.
+    The predictions of the run `beside` are set beside what single techniques and settings change in
+    this one.
 
     Raises:
         NothingToCompareError: The run holds no Result.

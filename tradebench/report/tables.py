@@ -20,7 +20,6 @@ from tradebench.trial import sequences
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tradebench.store import Run
 
 KINDS: tuple[Kind, ...] = ("measured", "predicted", "published")
 MEMORY = ("peak_tensor_bytes", "peak_reserved_bytes", "peak_allocated_bytes", "peak_process_bytes")
@@ -244,15 +243,15 @@ def memory_name(found: Sequence[Point], objectives: Iterable[str]) -> str | None
     )
 
 
-def frame(run: Run) -> pd.DataFrame:
-    """Return the run as a tidy table: one row per Result and measurement.
+def frame(results: Iterable[Result]) -> pd.DataFrame:
+    """Return Results as a tidy table: one row per Result and measurement.
 
     A Result without measurements has one row, so that no point of the suite goes missing.
     """
     import pandas as pd
 
     rows = []
-    for result in run.results:
+    for result in results:
         head = {
             "suite": result.suite,
             "kind": result.kind,
