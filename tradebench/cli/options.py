@@ -99,6 +99,16 @@ def kinds(given: Sequence[Evidence] | None) -> tuple[Kind, ...] | None:
     return tuple(names[each] for each in given) if given else None
 
 
+def parse_tokens(text: str | None) -> int | None:
+    """Return the number of tokens that a user means by `50M`."""
+    from tradebench.plan.price import parse_count
+
+    try:
+        return None if text is None else parse_count(text)
+    except ValueError as error:
+        raise UserError(f"--tokens: {error}") from None
+
+
 def write(file: Path, text: str) -> None:
     """Write a file that the user has named; where that fails it is the user who can mend it."""
     try:
