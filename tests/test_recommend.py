@@ -683,8 +683,8 @@ def test_a_suite_is_planned_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         calls.append((suite.name, aim.device.id, options["gpus"]))
         return out, None
 
-    monkeypatch.setattr(recommending.planning, "plan", plans)
-    monkeypatch.setattr(recommending.store, "load", lambda _: made)
+    monkeypatch.setattr("tradebench.commands.planning.plan", plans)
+    monkeypatch.setattr("tradebench.store.load", lambda _: made)
     suite = str(ROOT / "suites" / "llama-3.3-70b-qlora.yaml")
     found = recommending.gather([suite], tmp_path, gpu="a100-80gb", gpus=2, out=tmp_path)
 

@@ -19,7 +19,17 @@ from rich.console import Console
 
 from tradebench import report
 from tradebench.errors import NothingToCompareError
-from tradebench.report import bars, content, findings, fronts, markdown, page, scatter, tables
+from tradebench.report import (
+    bars,
+    content,
+    cover,
+    findings,
+    fronts,
+    markdown,
+    page,
+    scatter,
+    tables,
+)
 from tradebench.result import (
     CATEGORIES,
     SCHEMA,
@@ -469,6 +479,62 @@ def test_four_objectives_are_drawn_in_six_panels(tmp_path: Path) -> None:
 
     assert picture is not None
     assert picture.svg.count("↑ Throughput (tokens/s)") == 3
+
+
+def test_what_no_objective_tells_apart_is_said(run: Run) -> None:
+    one, other = settings_of(rank=8), settings_of(rank=9)
+    twins = [
+        result(one, repeat=repeat).model_copy(update={"trial": trial, "settings": settings})
+        for trial, settings in (("one", one), ("other", other))
+        for repeat in range(2)
+    ]
+    (group,) = fronts.groups(run_of((*twins, *(result(settings_of(), repeat=r) for r in (0, 1)))))
+    standings = {row.number: row.standing for row in content.rows(group, content.columns(group))}
+
+    assert group.alike == {"one": ("other",), "other": ("one",)}
+    assert sum(", like " in each for each in standings.values()) == 2
+    assert "No objective tells these points of the front apart" in " ".join(
+        findings.findings(group)
+    )
+
+
+def test_the_front_as_a_whole_is_a_share_of_a_box() -> None:
+    """One point at half of both limits covers a quarter of the box; noise gives it an interval."""
+    step = {"step_seconds": Measurement(value=1.0, unit="s")}
+    memory = {"peak_tensor_bytes": Measurement(value=2**30, unit="B")}
+    points = [
+        result(settings_of(rank=rank)).model_copy(
+            update={
+                "measurements": step | memory
+                if rank == 1
+                else {
+                    n: m.model_copy(update={"value": 1.5 * m.value})
+                    for n, m in (step | memory).items()
+                }
+            }
+        )
+        for rank in (1, 2)
+    ]
+    objectives = ["peak_tensor_bytes", "step_seconds"]
+    limits = {"peak_tensor_bytes": 2 * 2**30, "step_seconds": 2.0}
+    (group,) = fronts.groups(run_of(tuple(points), objectives=objectives, limits=limits))
+    (free,) = fronts.groups(run_of(tuple(points), objectives=objectives, limits={}))
+    found, alone = cover.cover(group), cover.cover(free)
+
+    assert found is not None
+    assert alone is not None
+    assert (found.share, found.low, found.high, found.fixed) == (0.25, 0.25, 0.25, True)
+    assert alone.share == pytest.approx((1 / 3) ** 2)
+    assert not alone.fixed
+    assert "the worst of this run" in alone.text
+
+
+def test_the_cover_has_an_interval_where_points_have_noise(run: Run) -> None:
+    (measured_group, *_) = fronts.groups(run)
+    found = cover.cover(measured_group)
+
+    assert found is not None
+    assert 0 < found.low < found.share < found.high < 1
 
 
 def test_the_terminal_table_names_points_and_front(run: Run) -> None:
