@@ -79,7 +79,7 @@ def print_summary(finished: Run, folder: Path | None) -> None:
     from tradebench import report
 
     console = Console()
-    console.print(report.table(finished))
+    console.print(report.table(finished, console.width))
     where = folder / "index.html" if folder else f"tradebench report {finished.directory} writes it"
     console.print(f"report: {where}", soft_wrap=True)
 

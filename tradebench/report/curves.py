@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,12 +11,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from tradebench.report.fronts import Group
+from tradebench.report.fronts import Z95, Group
 from tradebench.report.series import Axis, Series, chosen
 from tradebench.report.style import (
     COLOURS,
     GREY,
     SHAPES,
+    Folder,
     Picture,
     drawable,
     drawing,
@@ -26,16 +26,17 @@ from tradebench.report.style import (
     save,
     whiskers,
 )
-from tradebench.report.tables import Estimate
+from tradebench.report.tables import Estimate, Point
 from tradebench.report.units import Scale, count, listed, scale, title
 
 MAX_TASKS = 4
+MAX_SAID = 3
 MIN_GAP = 0.08
 OFF = (0, (2, 2))
 
 
 def series_figure(
-    group: Group, axis: Axis, lines: Sequence[Series], name: str, out: Path
+    group: Group, axis: Axis, lines: Sequence[Series], name: str, out: Folder
 ) -> Picture | None:
     """Draw what one setting does to memory, time and accuracy, every other setting equal."""
     metrics = _metrics(group, lines)
@@ -63,11 +64,38 @@ def series_figure(
             figure,
             name,
             out,
-            title=heading,
-            caption=_series_caption(group, metrics, drawn, lines),
+            title=_message(group, axis, drawn[0], metrics) or heading,
+            caption=f"{heading}. {_series_caption(group, metrics, drawn, lines)}",
             alt=f"{heading}: {listed(title(metric).lower() for metric in metrics)} in "
             f"{count(len(drawn), 'line')}.",
         )
+
+
+def _message(group: Group, axis: Axis, line: Series, metrics: Sequence[str]) -> str:
+    """Say what the first line does from its first to its last setting; empty where it has none."""
+    found = []
+    for metric in metrics[:MAX_SAID]:
+        ends = [(at, point) for at, point in line.points if metric in point.estimates]
+        if len(ends) < 2 or not ends[0][1].value(metric):
+            return ""
+        (start, first), (stop, last) = ends[0], ends[-1]
+        found.append((start, stop, _change(group, first, last, metric)))
+    if len({each[:2] for each in found}) != 1:
+        return ""
+    start, stop, _ = found[0]
+    return f"{axis.title}, {start:g} to {stop:g}: {listed(said for *_, said in found)}"
+
+
+def _change(group: Group, first: Point, last: Point, metric: str) -> str:
+    """Say how a quantity changes from one point to another, as far as its noise lets one tell."""
+    before, after = first.estimates[metric].value, last.estimates[metric].value
+    noise = math.hypot(group.noise(first, metric), group.noise(last, metric))
+    name = title(metric).lower()
+    if abs(after - before) <= Z95 * noise:
+        return f"{name} the same within its noise"
+    if metric.startswith("accuracy"):
+        return f"{name} {100 * (after - before):+.1f} points"
+    return f"{name} {100 * (after / before - 1):+.0f} %"
 
 
 def _key(axis: Axis, drawn: Sequence[Series]) -> list[Line2D]:

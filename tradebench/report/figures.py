@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tradebench.report import bars, curves, scatter
 from tradebench.report.fronts import Group
 from tradebench.report.series import series
-from tradebench.report.style import Picture
+from tradebench.report.style import Folder, Picture
 
 
-def draw(group: Group, out: Path, suffix: str = "") -> list[Picture]:
+def draw(group: Group, out: Folder, suffix: str = "") -> list[Picture]:
     """Draw every figure that the group has values for."""
     pictures = [scatter.pareto_figure(group, f"pareto{suffix}", out)]
     for axis, lines in series(group).items():
