@@ -163,7 +163,8 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
     axes.set_xlabel(drawable(axis.title))
     axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
     if not metric.startswith("accuracy"):
-        axes.set_ylim(bottom=0)
+        # Room above: the margin is a share of what varies, and the axis starts at 0.
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
 def _reference(axes: Axes, estimate: Estimate, unit: Scale, colour: str) -> None:
