@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,6 @@ from tradebench.cli.options import (
 )
 from tradebench.cli.points import print_points
 from tradebench.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Isolation(StrEnum):
