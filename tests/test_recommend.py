@@ -488,6 +488,16 @@ def test_the_same_trial_of_two_machines_counts_once() -> None:
 # Money and GPUs.
 
 
+def test_of_predictions_that_read_the_same_the_one_on_fewest_gpus_is_best() -> None:
+    many = planned(4, 20, 2.3399, sharding={"method": "fsdp2", "degree": 1024})
+    few = planned(4, 40, 2.3401, sharding={"method": "fsdp2", "degree": 8})
+    made = asked(plan(many, few), minimize="step_seconds")
+
+    assert best(made) == "lora r4 + fsdp2 x8"
+    assert [each.candidate.ranks for each in made.choice.alike] == [1024]
+    assert any("a step on more of them trains on more" in note for note in made.notes)
+
+
 def test_a_job_is_priced_and_gpus_are_counted() -> None:
     eight = {"sharding": {"method": "fsdp2", "degree": 8}}
     run = plan(planned(4, 40, 3), planned(8, 30, 1, **eight))

@@ -290,6 +290,11 @@ def _notes(made: Answer) -> list[str]:
             "Nothing is known of the noise of these measurements: how sure this order is, no one "
             "can say. Repeat the points."
         )
+    if choice.goal.name == "step_seconds" and len({e.candidate.ranks for e in choice.pool}) > 1:
+        found.append(
+            "Each GPU trains on sequences of its own, so a step on more of them trains on more: "
+            "--tokens compares hours, GPU-hours and, with --price, money."
+        )
     if choice.unmeasured:
         found.append(
             f"{count(choice.unmeasured, 'more point')} were only predicted and did not compete: "

@@ -19,6 +19,7 @@ from tradebench.result import Kind
 WAITING: tuple[Verdict, ...] = ("no", "possibly", "yes")
 RUNNERS = 3
 CAPACITY = "peak_process_bytes"
+DIGITS = 3  # significant ones, as many as are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,8 @@ class Choice:
         pool: Everything that the answer was chosen from, the best first.
         chances: For each of the pool, how probable it is that it is the best of them; empty where
             the figures are predictions, or nothing is known of their noise.
-        alike: Those of the pool that cannot be told from the answer by the goal, smallest first.
+        alike: Those of the pool that cannot be told from the answer by the goal, what
+            takes fewest GPUs and least memory first.
         runners: The next ones after it that can.
         maybe: Better ones that may keep to the requirements: the bound lies in their interval.
         nearest: Where there is no answer, the one that misses the requirements by least.
@@ -129,7 +131,7 @@ def choose(found: Iterable[Candidate], goal: Goal, requirements: Sequence[Requir
         best=best,
         pool=tuple(pool),
         chances=chances,
-        alike=tuple(sorted(alike, key=_size)),
+        alike=tuple(sorted(alike, key=_needs)),
         runners=tuple(others[:RUNNERS]),
         maybe=tuple(maybe[:RUNNERS]),
         nearest=None if best is not None else missing,
@@ -175,9 +177,21 @@ def _verdict(candidate: Candidate, need: Requirement, figure: Figure) -> Verdict
     return need.judge(figure)
 
 
-def _place(each: Judged, goal: Goal) -> tuple[float, float, str]:
-    """Where it comes in the order of the goal; of equals the smaller one comes first."""
-    return goal.cost(each.goal), _size(each), each.candidate.name
+def _place(each: Judged, goal: Goal) -> tuple[float, int, float, str]:
+    """Where it comes in the order of the goal; of equals, what takes fewer GPUs and less memory.
+
+    Predictions are equal where they read the same: no one should rent a thousand GPUs for what is
+    rounded away.
+    """
+    cost = goal.cost(each.goal)
+    if each.goal.kind == "predicted":
+        cost = float(f"{cost:.{DIGITS}g}")
+    return cost, *_needs(each), each.candidate.name
+
+
+def _needs(each: Judged) -> tuple[int, float]:
+    """The GPUs and the memory it takes."""
+    return each.candidate.ranks, _size(each)
 
 
 def _size(each: Judged) -> float:
