@@ -404,12 +404,22 @@ def test_markdown_shows_hostile_names_as_they_are(out: Path) -> None:
     assert "(pareto.png)" in text
 
 
-def test_long_markdown_is_cut_with_a_sentence() -> None:
+def test_long_lists_of_reasons_lose_their_ends() -> None:
     many = tuple(
         result(settings_of(rank=rank), status="oom", reason=f"asked for {rank} MiB")
         for rank in range(1, 2500)
     )
     text = markdown.text(run_of(many), [_undrawn(run_of(many))])
+
+    assert len(text) < markdown.MAX_CHARACTERS
+    assert re.search(r"And \d+ reasons more, in index\.html and trials\.csv\.", text)
+    assert "## Environment" in text
+
+
+def test_markdown_that_is_still_too_long_is_cut_with_a_sentence() -> None:
+    warnings = tuple(f"warning {number}: {'long ' * 60}" for number in range(300))
+    every = run_of((result(settings_of(), warnings=warnings),))
+    text = markdown.text(every, [_undrawn(every)])
 
     assert len(text) < markdown.MAX_CHARACTERS
     assert text.endswith("index.html and trials.csv hold everything.\n")

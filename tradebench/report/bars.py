@@ -187,7 +187,7 @@ def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
             figure,
             name,
             out,
-            title=f"Shortest step: {unit.text(found[0].value)} with {drawable(rows[0].name, 60)}",
+            title=_fastest(rows, unit),
             caption=f"Step time. Fastest at the top. {intervals(found)} {left_out}".strip(),
             alt=f"Time of one optimizer step for each point. Fastest: {rows[0].name}, "
             f"{unit.text(found[0].value)}.",
@@ -203,6 +203,15 @@ def _least(rows: Sequence[Point], name: str, start: str) -> str:
         return text
     share = 1 - least / (plain.value(name) or least)
     return f"{text}, {100 * share:.0f} % less than {drawable(plain.name, 40)}"
+
+
+def _fastest(rows: Sequence[Point], unit: Scale) -> str:
+    """Say what steps fastest; of a plan, of what fits."""
+    fitting = [point for point in rows if point.fit is not None and point.fit.verdict == "fits"]
+    best = (fitting or rows)[0]
+    words = "Shortest step that fits" if fitting else "Shortest step"
+    time = unit.text(best.estimates["step_seconds"].value)
+    return f"{words}: {time} with {drawable(best.name, 60)}"
 
 
 def _best_accuracy(best: Point, name: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # GitHub takes comments of up to 65,536 characters.
 MAX_CHARACTERS = 60_000
-ROWS = (None, 300, 100, 30)  # of a table, until the whole is short enough
+ROWS = (None, 300, 100, 30, 10)  # of a table or list, until the whole is short enough
 MAX_NAME = 120
 MAX_REASON = 400
 MAX_NAMES = 8
@@ -95,7 +95,8 @@ def _section(section: Section, most: int | None) -> list[str]:
     blocks += _left_out(len(section.rows), most, "point")
     if section.endings:
         blocks.append("### Points that did not end well, and why")
-        blocks.append("\n".join(_ending(each) for each in section.endings))
+        blocks.append("\n".join(_ending(each) for each in section.endings[:most]))
+        blocks += _left_out(len(section.endings), most, "reason")
     return blocks
 
 
