@@ -22,8 +22,9 @@ from tradebench.errors import NothingToCompareError, UserError
 from tradebench.published.accuracies import LABEL, SLOTS, accuracies, spans
 from tradebench.recommend import words
 from tradebench.recommend.answer import Answer, Question, answer, suite_text
-from tradebench.recommend.candidates import Figure, Job, of_run, together
+from tradebench.recommend.candidates import Figure, Job, candidates, together
 from tradebench.recommend.requirements import Requirement, parse
+from tradebench.report.fronts import groups
 from tradebench.result import Environment, Fit, Kind, Measurement, Result, Status
 from tradebench.store import Run
 from tradebench.suite import Suite
@@ -507,7 +508,7 @@ def test_a_job_is_priced_and_gpus_are_counted() -> None:
     assert best(asked(run, job=job, minimize="hours")) == "lora r8 + fsdp2 x8"
     assert best(asked(run, job=job, minimize="hours", gpus=1)) == "lora r4"
     made = asked(run, "money<=5", job=job)
-    (candidate,) = [each for each in of_run(run, job) if each.ranks == 1]
+    (candidate,) = [each for each in candidates(groups(run), job) if each.ranks == 1]
     hours, money = candidate.figure("hours"), candidate.figure("money")
 
     assert hours is not None

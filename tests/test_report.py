@@ -407,7 +407,7 @@ def test_markdown_shows_hostile_names_as_they_are(out: Path) -> None:
 def test_long_lists_of_reasons_lose_their_ends() -> None:
     many = tuple(
         result(settings_of(rank=rank), status="oom", reason=f"asked for {rank} MiB")
-        for rank in range(1, 2500)
+        for rank in range(1, 1200)
     )
     text = markdown.text(run_of(many), [_undrawn(run_of(many))])
 
@@ -416,6 +416,7 @@ def test_long_lists_of_reasons_lose_their_ends() -> None:
     assert "## Environment" in text
 
 
+@pytest.mark.slow
 def test_markdown_that_is_still_too_long_is_cut_with_a_sentence() -> None:
     warnings = tuple(f"warning {number}: {'long ' * 60}" for number in range(300))
     every = run_of((result(settings_of(), warnings=warnings),))
@@ -497,6 +498,7 @@ def test_parquet_holds_what_the_csv_holds(run: Run, tmp_path: Path) -> None:
     assert str(read["value"].dtype) == "float64"
 
 
+@pytest.mark.slow
 def test_every_figure_has_one_message_for_a_title(run: Run, tmp_path: Path) -> None:
     (group, *_) = fronts.groups(run)
     pictures = [

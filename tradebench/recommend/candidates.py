@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tradebench import store
 from tradebench.errors import NothingToCompareError, UserError
 from tradebench.plan.fit import payload
-from tradebench.report.fronts import Z95, Group, groups
+from tradebench.report.fronts import Z95, Group
 from tradebench.report.tables import MEMORY, Point, model_title
 from tradebench.report.units import listed
 from tradebench.result import PHASES, Kind, canonical_json
@@ -279,16 +279,6 @@ def _telling(parts: Iterable[tuple[Group, Point]]) -> list[tuple[Group, Point]]:
     every = list(parts)
     told = [each for each in every if each[1].status not in store.UNMADE]
     return told or every
-
-
-def of_run(run: Run, job: Job) -> tuple[Candidate, ...]:
-    """The candidates of a run.
-
-    Raises:
-        NothingToCompareError: there is no point.
-        UserError: they are of several models, or planned for several devices.
-    """
-    return candidates(groups(run), job)
 
 
 def known(found: Iterable[Candidate]) -> tuple[str, ...]:

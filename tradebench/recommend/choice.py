@@ -74,8 +74,8 @@ class Choice:
         pool: Everything that the answer was chosen from, the best first.
         chances: For each of the pool, how probable it is that it is the best of them; empty where
             the figures are predictions, or nothing is known of their noise.
-        alike: Those of the pool that cannot be told from the answer by the goal, what
-            takes fewest GPUs and least memory first.
+        alike: Those of the pool that the goal cannot tell from the answer: fewest GPUs first, then
+            least memory.
         runners: The next ones after it that can.
         maybe: Better ones that may keep to the requirements: the bound lies in their interval.
         nearest: Where there is no answer, the one that misses the requirements by least.
