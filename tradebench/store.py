@@ -196,7 +196,7 @@ def load(path: Path) -> Run:
     return Run(
         directory=path,
         header=header,
-        results=_standing(writers),
+        results=standing(writers),
         attempts=tuple(result for attempts in writers.values() for result in attempts),
         problems=tuple(problems),
         writers=writers,
@@ -213,7 +213,7 @@ def last(attempts: Iterable[Result]) -> dict[tuple[Kind, str, int], Result]:
     return found
 
 
-def _standing(writers: Mapping[str, Sequence[Result]]) -> tuple[Result, ...]:
+def standing(writers: Mapping[str, Sequence[Result]]) -> tuple[Result, ...]:
     """The Result that stands for every (kind, trial, repeat).
 
     Where several writers have made a trial, one environment stands: that which brought most

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -14,12 +13,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from tradebench.report.fronts import Group
+from tradebench.report.fronts import Z95, Group
 from tradebench.report.series import Axis, Series, chosen
 from tradebench.report.style import (
     COLOURS,
     GREY,
     SHAPES,
+    Folder,
     Picture,
     drawable,
     drawing,
@@ -28,10 +28,11 @@ from tradebench.report.style import (
     save,
     whiskers,
 )
-from tradebench.report.tables import Estimate
+from tradebench.report.tables import Estimate, Point
 from tradebench.report.units import Scale, count, listed, scale, title
 
 MAX_TASKS = 4
+MAX_SAID = 3
 MIN_GAP = 0.08
 OFF = (0, (2, 2))
 
@@ -88,7 +89,7 @@ class Part:
         return f"{metrics} in {count(len(self.drawn), 'line')}"
 
 
-def series_figure(parts: Sequence[Part], name: str, out: Path) -> Picture | None:
+def series_figure(parts: Sequence[Part], name: str, out: Folder) -> Picture | None:
     """Draw what one setting does to memory, time and accuracy, every other setting equal.
 
     Several parts of one axis stand one below the other, each under the name of its group: no two
@@ -116,8 +117,8 @@ def series_figure(parts: Sequence[Part], name: str, out: Path) -> Picture | None
             figure,
             name,
             out,
-            title=heading,
-            caption=" ".join(captions),
+            title=_message(found[0]) or heading,
+            caption=" ".join((f"{heading}.", *captions)),
             alt=f"{heading}: {'; '.join(alts)}.",
         )
 
@@ -140,6 +141,33 @@ def _draw(figure: Figure | SubFigure, part: Part, *notes: str) -> None:
         loc="outside lower left",
         title="The rest of the configuration",
     ).set_alignment("left")
+
+
+def _message(part: Part) -> str:
+    """Say what the first line of a part does from its first to its last setting, if anything."""
+    found = []
+    for metric in part.metrics[:MAX_SAID]:
+        ends = [(at, point) for at, point in part.drawn[0].points if metric in point.estimates]
+        if len(ends) < 2 or not ends[0][1].value(metric):
+            return ""
+        (start, first), (stop, last) = ends[0], ends[-1]
+        found.append((start, stop, _change(part.group, first, last, metric)))
+    if len({each[:2] for each in found}) != 1:
+        return ""
+    start, stop, _ = found[0]
+    return f"{part.axis.title}, {start:g} to {stop:g}: {listed(said for *_, said in found)}"
+
+
+def _change(group: Group, first: Point, last: Point, metric: str) -> str:
+    """Say how a quantity changes from one point to another, as far as its noise lets one tell."""
+    before, after = first.estimates[metric].value, last.estimates[metric].value
+    noise = math.hypot(group.noise(first, metric), group.noise(last, metric))
+    name = title(metric).lower()
+    if abs(after - before) <= Z95 * noise:
+        return f"{name} the same within its noise"
+    if metric.startswith("accuracy"):
+        return f"{name} {100 * (after - before):+.1f} points"
+    return f"{name} {100 * (after / before - 1):+.0f} %"
 
 
 def _key(axis: Axis, drawn: Sequence[Series]) -> list[Line2D]:
@@ -194,7 +222,8 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
     axes.set_xlabel(drawable(axis.title))
     axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
     if not metric.startswith("accuracy"):
-        axes.set_ylim(bottom=0)
+        # Room above: the margin is a share of what varies, and the axis starts at 0.
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
 def _reference(axes: Axes, estimate: Estimate, unit: Scale, colour: str) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tradebench.report import bars, curves, scatter
 from tradebench.report.curves import Part
 from tradebench.report.fronts import Group
 from tradebench.report.series import series
-from tradebench.report.style import Picture
+from tradebench.report.style import Folder, Picture
 
 
-def draw(group: Group, out: Path, suffix: str = "", beside: Group | None = None) -> list[Picture]:
+def draw(group: Group, out: Folder, suffix: str = "", beside: Group | None = None) -> list[Picture]:
     """Draw every figure that the group has values for.
 
     Where the group `beside` varies the same setting, it stands below, on axes of its own.
