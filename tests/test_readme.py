@@ -30,10 +30,11 @@ def tradebench(words: list[str], folder: Path) -> "subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the suites and baselines in it, where commands may write."""
+    """A folder with the suites, baselines and examples in it, where commands may write."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "results").mkdir()
-    for name in ("suites", "results/baselines"):
+    examples = [file.parents[1].name for file in ROOT.glob("results/*/example/run.json")]
+    for name in ("suites", "results/baselines", *(f"results/{name}" for name in examples)):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
