@@ -170,6 +170,7 @@ def test_a_check_is_green_on_no_change_and_red_with_its_reason_on_one_screen(
     ask: Ask,
     baseline: Path,
     capsys: pytest.CaptureFixture[str],
+    fits_a_screen: Callable[[str], bool],
     planted: Mapping[str, Any],
     code: int,
     said: str,
@@ -182,13 +183,11 @@ def test_a_check_is_green_on_no_change_and_red_with_its_reason_on_one_screen(
     assert ("regressed:\n  nf4\n" in text) == (code == 1)
 
 
-def fits_a_screen(text: str) -> bool:
-    lines = text.splitlines()
-    return len(lines) <= 24 and max(map(len, lines)) <= 80
-
-
 def test_one_screen_says_what_how_sure_why_and_what_to_do(
-    ask: Ask, baseline: Path, capsys: pytest.CaptureFixture[str]
+    ask: Ask,
+    baseline: Path,
+    capsys: pytest.CaptureFixture[str],
+    fits_a_screen: Callable[[str], bool],
 ) -> None:
     """With more possible causes than are listed."""
     newer = {**ENVIRONMENT, "software": {f"package{n}": "1.0.0" for n in range(20)}}

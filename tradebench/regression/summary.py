@@ -55,22 +55,24 @@ def text(check: Check, code: int, *, baseline: bool = True) -> str:
     for outcome in IN_FULL:
         rows = check.of(outcome)
         lines += ["", f"{outcome}:"] if rows else []
-        for verdict in rows[:ROWS]:
-            lines += [f"  {verdict.point}", *(f"    {line}" for line in _sentences(verdict))]
+        for verdict, before in zip(rows[:ROWS], [None, *rows], strict=False):
+            if before is None or before.key != verdict.key:
+                lines.append(f"  {verdict.point}")
+            lines += [f"    {line}" for line in _sentences(verdict)]
         if len(rows) > ROWS:
             lines.append(f"  and {len(rows) - ROWS} more; --format json has all")
     for outcome in IN_SHORT:
         rows = check.of(outcome)
         lines += ["", f"{outcome}:"] if rows else []
         lines += [f"  {name}: {_range(group)}" for name, group in _by_metric(rows).items()]
-    # Side by side: a regression, what would have been found and all causes share one screen.
-    least = detectable(check.verdicts)
+    # Side by side, and without what was said above: all of it is to share one screen.
+    least = detectable(check.of("ok"))
     lines += ["", "found nine times in ten:", f"  {'; '.join(least)}"] if least else []
     if check.causes:
         lines += ["", "also changed:", f"  {'; '.join(_few(check.causes))}"]
-    if baseline and (advice := next_step(check)):
-        lines += ["", f"next: {advice}"]
-    return "\n".join(_wrapped([*lines, "", headline(check, code)]))
+    advice = next_step(check) if baseline else ""
+    lines += ["", f"next: {advice}"] if advice else [""]
+    return "\n".join(_wrapped([*lines, headline(check, code)]))
 
 
 def _wrapped(lines: Iterable[str]) -> Iterator[str]:
@@ -91,10 +93,7 @@ def next_step(check: Check) -> str:
     if any(verdict.stops for verdict in check.verdicts):
         if not check.confirmations:
             return "run what regressed again, to be sure: check --confirm 1"
-        return (
-            "mend it; or, if it is meant, make the baseline again and commit it: "
-            "baseline set RUN ... --reason WHY"
-        )
+        return "mend it or, if it is meant: baseline set RUN ... --reason WHY, and commit"
     if check.of("missing"):
         return "find out why it is missing; if it is meant, --allow-missing or a new baseline"
     if check.of("incomparable"):
