@@ -248,12 +248,22 @@ def test_a_noisy_machine_is_inconclusive_and_says_what_it_would_have_found(
     assert "found nine times in ten" in text
 
 
-def test_a_single_baseline_run_works_and_names_its_rule(
-    ask: Ask, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("count", "slower", "rule"),
+    [
+        (1, 1.4, "1 baseline run, a declared noise of 2 %"),
+        (3, 1.2, "3 baseline runs, their spread and a declared noise of 2 %"),
+        (5, 1.2, "5 baseline runs, their own spread"),
+    ],
+)
+def test_few_baseline_runs_work_and_say_by_which_rule_and_with_what_power(
+    ask: Ask, capsys: pytest.CaptureFixture[str], count: int, slower: float, rule: str
 ) -> None:
-    assert ask("baseline", "set", write_run(0), "-o", "b.json") == 0
-    assert ask("check", write_run(1, slower=1.4), "--baseline", "b.json") == 1
-    assert "1 baseline run, a declared noise of 2 %" in capsys.readouterr().out
+    runs = [write_run(seed) for seed in range(count)]
+    assert ask("baseline", "set", *runs, "-o", "b.json") == 0
+    assert ask("check", write_run(9, slower=slower), "--baseline", "b.json") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"margin 5\.00 %; found from [\d.]+ % on; {re.escape(rule)}", said), said
 
 
 def test_every_form_says_the_same(
