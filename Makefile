@@ -8,7 +8,8 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all lint format benchmarks clean gate baseline \
-	examples example-quickstart example-plan example-validation
+	examples example-quickstart example-plan example-claims example-compression \
+	example-sharding example-validation
 
 help:
 	@echo 'make quickstart   measure the reference model at 21 points; about ten minutes'
@@ -33,6 +34,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.tested: $(VENV)/.installed
 	@$(PIP) install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+# The library of GPTQ lowers numpy: what needs it has an environment of its own.
+GPTQ := $(VENV)-gptq
+$(GPTQ)/.installed: pyproject.toml constraints.txt
+	@echo 'installing into $(GPTQ), once; a few minutes'
+	@test -x $(GPTQ)/bin/python || $(PYTHON) -m venv $(GPTQ)
+	@$(GPTQ)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(GPTQ)/bin/python -m pip install --quiet '$(TORCH)'
+	@grep -v '^numpy==' constraints.txt > $(GPTQ)/constraints.txt
+	@$(GPTQ)/bin/python -m pip install --quiet --constraint $(GPTQ)/constraints.txt --editable '.[gptq]'
 	@touch $@
 
 quickstart: $(VENV)/.installed
@@ -70,24 +82,53 @@ benchmarks: $(VENV)/.tested
 
 # The committed examples hold every Result; items, logs and timelines of a run are too large for git.
 BUILD := build/examples
-define committed
-	rm -rf results/$(1)/example reports/$(1)
+define keep
+	rm -rf results/$(1)/example
 	mkdir -p results/$(1)/example
 	cp $(BUILD)/$(1)/*/run.json $(BUILD)/$(1)/*/*.jsonl results/$(1)/example
-	$(BIN)/tradebench report results/$(1)/example --out reports/$(1)
+endef
+define report
+	rm -rf reports/$(1)
+	$(BIN)/tradebench report results/$(1)/example --out reports/$(1) $(2)
+endef
+run = $(BIN)/tradebench run suites/$(1).yaml --out $(BUILD)
+define plan
+	rm -rf $(BUILD)/$(1).plan
+	$(BIN)/tradebench plan suites/$(1).yaml --gpu h100-80gb --out $(BUILD)
 endef
 
-examples: example-quickstart example-plan example-validation
+examples: example-quickstart example-plan example-claims example-compression example-sharding \
+		example-validation
 	$(BIN)/python tests/test_readme.py
 
 example-quickstart: $(VENV)/.installed
-	$(BIN)/tradebench run suites/quickstart-full.yaml --out $(BUILD)
-	$(call committed,quickstart-full)
+	$(call run,quickstart-full)
+	$(call keep,quickstart-full)
+	$(call report,quickstart-full)
 
 example-plan: $(VENV)/.installed
-	rm -rf $(BUILD)/llama-3.3-70b.plan
-	$(BIN)/tradebench plan suites/llama-3.3-70b.yaml --gpu h100-80gb --out $(BUILD)
-	$(call committed,llama-3.3-70b.plan)
+	$(call plan,llama-3.3-70b)
+	$(call keep,llama-3.3-70b.plan)
+	$(call report,llama-3.3-70b.plan)
+
+example-claims: $(VENV)/.installed $(GPTQ)/.installed
+	$(GPTQ)/bin/tradebench run suites/claims.yaml --out $(BUILD)
+	$(call keep,claims)
+	$(call plan,llama-3.3-70b-claims)
+	$(call keep,llama-3.3-70b-claims.plan)
+	$(call report,claims,--beside results/llama-3.3-70b-claims.plan/example)
+
+example-compression: $(VENV)/.installed $(GPTQ)/.installed
+	$(GPTQ)/bin/tradebench run suites/compression.yaml --out $(BUILD)
+	$(call keep,compression)
+	$(call report,compression)
+
+example-sharding: $(VENV)/.installed
+	$(call run,sharding)
+	$(call keep,sharding)
+	$(call plan,llama-3.3-70b-sharding)
+	$(call keep,llama-3.3-70b-sharding.plan)
+	$(call report,sharding,--beside results/llama-3.3-70b-sharding.plan/example)
 
 example-validation: $(VENV)/.installed
 	mkdir -p reports/validation
@@ -103,4 +144,4 @@ gpu:
 	PYTHONPATH=tests $(PYTHON) -m gpu.run --out $(OUT)
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(GPTQ) dist .mypy_cache .ruff_cache .pytest_cache

@@ -51,7 +51,7 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ("<|pad|>", "<|unknown|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>")
 LAYERS = 4
-DRAWN, DRAWN_SLOWLY, TRIED = 5, 60, 100
+DRAWN, DRAWN_SLOWLY = 5, 60
 # What the tiny batch needs to be cut into chunks, and few looks at data.
 FITTING: dict[str, dict[str, Any]] = {
     "chunked": {"tokens": 16},
@@ -137,15 +137,23 @@ def drawn(count: int) -> list[dict[str, dict[str, Any]]]:
 
 
 def covering() -> list[dict[str, dict[str, Any]]]:
-    """A few combinations in which every example takes part."""
-    found, missing, points = [], examples(), drawing()
+    """A few combinations in which every example takes part.
+
+    Each grows from one that is missing still, slot by slot, by what leaves it legal: drawing at
+    random until the last example turns up in something legal takes far longer.
+    """
+    source = random.Random(digest([technique.version() for technique in techniques()]))
+    beginnings = dict(zip(map(str, examples()), alone(), strict=True))
+    found, missing = [], examples()
     while missing:
-        point = max(
-            itertools.islice(points, TRIED),
-            key=lambda parts: sum(part in missing for part in parts),
-        )
-        found.append(settings_of(point))
-        missing = [part for part in missing if part not in point]
+        point = beginnings[str(missing[0])]
+        slots = sorted({part["slot"] for part in missing} - point.keys())
+        for slot in source.sample(slots, len(slots)):
+            wanted = [settings_of((part,)) for part in missing if part["slot"] == slot]
+            grown = ({**point, **part} for part in source.sample(wanted, len(wanted)))
+            point = next((each for each in grown if not made(each).conflicts()), point)
+        found.append(point)
+        missing = [part for part in missing if not settings_of((part,)).items() <= point.items()]
     return found
 
 

@@ -49,6 +49,7 @@ EFFECTS = {
     "adapters": {"layers": 4},
     "checkpointing": {"layers": 4},
     "quantization": {"layers": 4},
+    "sharding": {"units": 4},
 }
 
 
@@ -433,3 +434,39 @@ def test_the_command_refuses_a_plan_that_is_none(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.strip().endswith("holds no prediction; make it by tradebench plan")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_setting_of_a_plan_stands_below_that_of_the_run_on_axes_of_its_own(
+    tmp_path: Path,
+) -> None:
+    def sharded(degree: int, size: float, **more: Any) -> Result:
+        settings: Settings = {
+            "precision": FP32,
+            "sharding": {"method": "fsdp2", "degree": degree, "reshard": True, "offload": False},
+        }
+        return result(settings, size / degree, 1.0 + degree, **more)
+
+    ours = run_of([sharded(degree, 100) for degree in (1, 2, 4)], design="product")
+    plan = run_of(
+        [sharded(degree, 1e6, kind="predicted", model=LARGE) for degree in (8, 64, 1024)],
+        objectives=[MEMORY, TIME],
+    )
+    paths = report.write(ours, tmp_path, plan)
+    figure = (tmp_path / "series-sharding-degree.svg").read_text(encoding="utf-8")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+
+    assert [path.stem for path in paths].count("series-sharding-degree") == 2
+    assert "Measured on the reference model" in figure
+    assert "Predicted for large (shape llama-3.3-70b)" in figure
+    # Neither of the two has a panel in which the other's degrees are.
+    panels = [
+        {found for found in ("4", "1024") if f"<!-- {found} -->" in panel or f">{found}<" in panel}
+        for panel in figure.split('<g id="axes_')[1:]
+    ]
+    assert panels
+    assert all(len(panel) == 1 for panel in panels), panels
+    assert "Measured on the reference model: The points of a line" in text
+    assert "Predicted for large (shape llama-3.3-70b), random weights: The points" in text
+    kinds = {row.split(",")[1] for row in (tmp_path / "trials.csv").read_text().splitlines()[1:]}
+    assert kinds == {"measured", "predicted"}

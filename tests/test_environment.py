@@ -117,6 +117,8 @@ def test_home_and_host_are_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.scrub("/home/ada/x on enigma, /home/adam, /home/ada: enigmatic") == (
         "~/x on <host>, /home/adam, ~: enigmatic"
     )
+    for text in ("/home/ada", "--at=/home/ada/x", "enigma:/data", "a~b"):
+        assert environment.unscrub(environment.scrub(text)) == text
     monkeypatch.setenv("HOME", "/")
     assert environment.scrub("/data/x") == "/data/x"
 

@@ -167,7 +167,7 @@ def test_imports_become_a_run_and_equal_points_repeats(
     printed = json.loads(capsys.readouterr().out)
     assert [each["repeat"] for each in printed["results"]] == [0, 0, 1]
     assert store.load(Path(printed["run"])).header["suite"] == "imported-peft"
-    assert len(frame(store.load(Path(printed["run"])))) > 3
+    assert len(frame(store.load(Path(printed["run"])).results)) > 3
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tradebench import cli, store
-from tradebench.commands import gating, repetition, turns
+from tradebench.commands import gating, header, repetition, turns
 from tradebench.pytest_plugin import Gate
 from tradebench.regression import baseline as baselines
 from tradebench.regression import summary
@@ -26,6 +26,9 @@ from tradebench.regression.gate import judge
 from tradebench.regression.sample import of_runs
 from tradebench.result import Result
 from tradebench.runner.observer import Summary
+from tradebench.runner.options import Options
+from tradebench.runner.refusal import refuse
+from tradebench.trial import Trial
 
 pytest_plugins = ["pytester"]
 
@@ -353,6 +356,36 @@ def test_a_hit_is_run_again_and_has_to_come_again(
     assert ask("check", run, "--baseline", baseline, "--confirm", "1") == code
     assert asked == ["bf16"]  # by its settings, which are the same for both points here
     assert len(list((run / "confirm" / "mine").iterdir())) == 1
+
+
+def test_what_is_run_again_runs_where_and_as_it_ran(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    launcher = (f"{tmp_path}/start", f"--folder={tmp_path}/x", "--nnodes=2")
+    given = Options(jobs=2, launcher=launcher, patience=7.0, memory_cap=1, threads=3)
+    asked: dict[str, Any] = {}
+
+    def supervise(trials: Any, *, directory: Path, **options: Any) -> Summary:
+        asked.update(options)
+        (directory / "trials.local.jsonl").touch()
+        return Summary(directory=directory, results=(), started=0, reused=0, interrupted=False)
+
+    monkeypatch.setattr(gating, "supervise", supervise)
+    run = Path(write_run(9))
+    said = json.loads((run / store.HEADER).read_text())
+    store.write_json(run / store.HEADER, {**said, "options": header.of_options(given)})
+    found = store.load(run)
+    gating.run_again(found, [(each.kind, each.trial) for each in found.results], lambda _: None)
+
+    assert asked["options"] == given
+    assert str(tmp_path) not in (run / store.HEADER).read_text()
+    wide = {"sharding": {"method": "fsdp2", "degree": 512}}
+    trial = Trial.from_payload(
+        {"model": {"name": "x"}, "budget": {}, "evaluate": {}, "settings": wide}
+    )
+    assert asked["refuse"](trial) == ()
+    assert refuse(trial) != ()
 
 
 # Baselines.

@@ -52,6 +52,7 @@ LEVELS = {
     "runner": 5,
     "doctor": 6,
     "exchange": 7,
+    "recommend": 7,
     "predict": 6,
     "regression": 6,
     "plan": 6,

@@ -168,6 +168,49 @@ def test_probability_refuses_what_it_cannot_draw(
         pareto.probability([(1.0, 1.0)], sds, draws=draws)
 
 
+@given(CLOUDS, st.integers(0, 2))
+def test_points_are_alike_where_no_objective_tells_them_apart(
+    points: list[list[float]], reach: int
+) -> None:
+    def told_apart(x: float, y: float) -> bool:
+        return x != y and not abs(x - y) <= reach * math.hypot(1.0, 1.0)
+
+    expected = [
+        [
+            at
+            for at, other in enumerate(points)
+            if at != index and not any(told_apart(x, y) for x, y in zip(point, other, strict=True))
+        ]
+        for index, point in enumerate(points)
+    ]
+
+    assert expected == pareto.alike(points, [[1.0] * len(point) for point in points], reach)
+
+
+def test_points_without_noise_are_alike_only_where_they_are_equal() -> None:
+    points = [(1.0, 2.0), (1.0, 2.0), (1.0, 2.000001)]
+
+    assert pareto.alike(points, [(0.0, 0.0)] * 3, 1.96) == [[1], [0], []]
+
+
+@given(CELLS)
+def test_volumes_without_noise_are_the_hypervolume(points: list[list[int]]) -> None:
+    corner = [3] * len(points[0])
+    still = [[0.0] * len(points[0])] * len(points)
+
+    assert (
+        pareto.volumes(points, still, corner, draws=2) == [pareto.hypervolume(points, corner)] * 2
+    )
+
+
+def test_volumes_vary_as_a_single_point_does() -> None:
+    """In one dimension a point covers the way to the corner: its noise is the volume's."""
+    found = pareto.volumes([(1.0,)], [(0.1,)], (3.0,), draws=4000)
+
+    assert np.mean(found) == pytest.approx(2.0, abs=0.01)
+    assert np.std(found) == pytest.approx(0.1, abs=0.01)
+
+
 @settings(max_examples=30)
 @given(CELLS)
 def test_leaving_out_hopeless_points_changes_no_probability(points: list[list[int]]) -> None:

@@ -20,6 +20,7 @@ FAULTS = (
         f"tests/faults/test_conformance.py::{test}"
         for test in (
             "test_every_end_is_a_result_with_its_cause[ray]",
+            "test_a_rank_that_goes_wrong_ends_the_trial_within_seconds_and_is_named[ray]",
             "test_a_silent_trial_is_ended_with_all_it_started[ray-gil]",
             "test_an_impossible_demand_ends_as_oom_with_phase_and_size[ray]",
             "test_a_killed_supervisor_leaves_no_process_and_loses_nothing[ray]",

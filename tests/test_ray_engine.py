@@ -99,6 +99,18 @@ def test_no_more_trials_share_a_processor_than_were_allowed(
     assert cores // each == jobs
 
 
+@pytest.mark.parametrize(
+    ("jobs", "ranks", "cores", "beside"), [(1, 2, 8, 0), (2, 2, 8, 0), (4, 2, 8, 2), (4, 6, 8, 0)]
+)
+def test_every_process_of_a_trial_takes_its_share_of_a_processor(
+    jobs: int, ranks: int, cores: int, beside: int
+) -> None:
+    asked = asked_for(Machines({"CPU": cores}), job(ranks=ranks), jobs=jobs)
+    alone = asked_for(Machines({"CPU": cores}), job(), jobs=jobs)
+
+    assert (cores - asked["num_cpus"]) // alone["num_cpus"] == beside
+
+
 def test_a_trial_asks_for_a_gpu_per_process_and_its_cores() -> None:
     asked = asked_for(Machines({"CPU": 8}, {"CPU": 96, "GPU": 8}), job(ranks=4, threads=2))
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,20 @@ from rich.console import Console
 
 from tradebench import report
 from tradebench.errors import NothingToCompareError
-from tradebench.report import bars, content, findings, fronts, markdown, page, scatter, tables
+from tradebench.report import (
+    bars,
+    content,
+    cover,
+    findings,
+    fronts,
+    latex,
+    markdown,
+    page,
+    plot,
+    scatter,
+    style,
+    tables,
+)
 from tradebench.result import (
     CATEGORIES,
     SCHEMA,
@@ -32,6 +48,7 @@ from tradebench.result import (
 )
 from tradebench.store import Run
 
+ROOT = Path(__file__).parents[1]
 HOSTILE = (
     "</script><script>alert(1)</script> $x_2$ | `a` **b** \u202eevil\u202c 😀\n" + "long " * 60
 )
@@ -387,15 +404,136 @@ def test_markdown_shows_hostile_names_as_they_are(out: Path) -> None:
     assert "(pareto.png)" in text
 
 
-def test_long_markdown_is_cut_with_a_sentence() -> None:
+def test_long_lists_of_reasons_lose_their_ends() -> None:
     many = tuple(
         result(settings_of(rank=rank), status="oom", reason=f"asked for {rank} MiB")
-        for rank in range(1, 2500)
+        for rank in range(1, 1200)
     )
     text = markdown.text(run_of(many), [_undrawn(run_of(many))])
 
     assert len(text) < markdown.MAX_CHARACTERS
+    assert re.search(r"And \d+ reasons more, in index\.html and trials\.csv\.", text)
+    assert "## Environment" in text
+
+
+@pytest.mark.slow
+def test_markdown_that_is_still_too_long_is_cut_with_a_sentence() -> None:
+    warnings = tuple(f"warning {number}: {'long ' * 60}" for number in range(300))
+    every = run_of((result(settings_of(), warnings=warnings),))
+    text = markdown.text(every, [_undrawn(every)])
+
+    assert len(text) < markdown.MAX_CHARACTERS
     assert text.endswith("index.html and trials.csv hold everything.\n")
+
+
+@pytest.mark.slow
+def test_the_table_of_a_thousand_points_is_cut_and_nothing_else() -> None:
+    every = run_of(tuple(result(settings_of(rank=rank)) for rank in range(1, 1001)))
+    section = replace(_undrawn(every), endings=())
+    text = markdown.text(every, [section])
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "lora r" in line]
+
+    assert len(text) < markdown.MAX_CHARACTERS
+    assert 100 <= len(rows) < 1000
+    assert f"And {1000 - len(rows)} points more, in index.html and trials.csv." in text
+    assert "## Environment" in text
+    assert "## How to run it again" in text
+
+
+def unescaped(text: str) -> list[str]:
+    """What LaTeX would read as a command or a sign of its own, besides those we write."""
+    for known in (r"\begin", r"\end", r"\caption", r"\toprule", r"\midrule", r"\bottomrule"):
+        text = text.replace(known, "")
+    text = re.sub(r"\\(textbackslash|text[a-z]+|ldots)\{\}", "", text)
+    text = re.sub(r"\$\\[a-z]+\$|\$P \\geq 0.9\$|\$0.1 \\leq P < 0.9\$", "", text)
+    text = re.sub(r"\\[{}$&#%_,\\]", "", text)
+    return re.findall(r"[\\$#_^~%]", text)
+
+
+def test_the_latex_table_prints_hostile_names_as_they_are(out: Path) -> None:
+    text = (out / "table.tex").read_text(encoding="utf-8")
+    body = text.replace(" & ", " ")
+
+    assert r"\toprule" in text
+    assert r"\textless{}/script\textgreater{}" in text
+    assert r"\$x\_2\$" in text
+    assert "\u202e" not in text
+    assert unescaped(body) == []
+    assert "&" not in body.replace(r"\&", "")
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert "it is not the accuracy of a larger model" in text
+
+
+def test_what_latex_cannot_print_is_named_by_its_code_point() -> None:
+    assert latex.escape("50% of a_b {x} é 😀") == r"50\% of a\_b \{x\} é [U+1F600]"
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for seed, folder in enumerate(folders):
+        command = [sys.executable, "-m", "tradebench", "report", "--pdf", "--parquet", "-o"]
+        subprocess.run(
+            [*command, folder, ROOT / "results/quickstart-full/example"],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            check=True,
+            capture_output=True,
+        )
+    names = sorted(path.name for path in folders[0].iterdir())
+
+    assert names == sorted(path.name for path in folders[1].iterdir())
+    assert {"pareto.pdf", "pareto.svg", "pareto.png", "trials.parquet", "table.tex"} <= set(names)
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def test_parquet_holds_what_the_csv_holds(run: Run, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    tables.write_parquet(tables.frame(run.results), tmp_path / "trials.parquet")
+    read = pandas.read_parquet(tmp_path / "trials.parquet")
+
+    assert tuple(read.columns) == tables.COLUMNS
+    assert len(read) == len(tables.frame(run.results))
+    assert str(read["value"].dtype) == "float64"
+
+
+@pytest.mark.slow
+def test_every_figure_has_one_message_for_a_title(run: Run, tmp_path: Path) -> None:
+    (group, *_) = fronts.groups(run)
+    pictures = [
+        bars.time_figure(group, "time", style.Folder(tmp_path)),
+        bars.memory_figure(group, "memory", style.Folder(tmp_path)),
+    ]
+    titles = [picture.title for picture in pictures if picture is not None]
+
+    assert titles[0].startswith("Shortest step: ")
+    assert titles[1].startswith("Least memory: ")
+    assert "% less than fp32" in titles[1]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_front_is_drawn_as_wide_as_the_terminal(run: Run, width: int) -> None:
+    (group, *_) = fronts.groups(run)
+    drawn = plot.plot(group, width)
+
+    assert drawn is not None
+    lines = drawn.plain.splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0] == "Accuracy on arithmetic (%), more is better"
+    assert any("Peak tensor memory (MiB), less is better" in line for line in lines)
+    numbers = {int(each) for line in lines[1:16] for each in re.findall(r"\d+", line[8:])}
+    assert numbers <= {group.numbers[each.trial] for each in group.labelled("front")}
+    assert len(numbers) >= len(group.labelled("front")) // 2
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_terminal_report_stays_within_its_columns(run: Run, width: int) -> None:
+    console = Console(width=width, no_color=True)
+    with console.capture() as captured:
+        console.print(report.table(run, width))
+
+    assert max(len(line.rstrip()) for line in captured.get().splitlines()) <= width
 
 
 def _undrawn(run: Run) -> page.Section:
@@ -458,17 +596,73 @@ def test_a_run_without_results_is_refused(tmp_path: Path) -> None:
 def test_one_objective_needs_no_scatter_plot(tmp_path: Path) -> None:
     (group,) = fronts.groups(small(objectives=["step_seconds"], limits={}))
 
-    assert scatter.pareto_figure(group, "pareto", tmp_path) is None
+    assert scatter.pareto_figure(group, "pareto", style.Folder(tmp_path)) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_four_objectives_are_drawn_in_six_panels(tmp_path: Path) -> None:
     wanted = ["peak_tensor_bytes", "step_seconds", "accuracy.arithmetic", "tokens_per_second"]
     (group,) = fronts.groups(small(objectives=wanted))
-    picture = scatter.pareto_figure(group, "pareto", tmp_path)
+    picture = scatter.pareto_figure(group, "pareto", style.Folder(tmp_path))
 
     assert picture is not None
     assert picture.svg.count("↑ Throughput (tokens/s)") == 3
+
+
+def test_what_no_objective_tells_apart_is_said(run: Run) -> None:
+    one, other = settings_of(rank=8), settings_of(rank=9)
+    twins = [
+        result(one, repeat=repeat).model_copy(update={"trial": trial, "settings": settings})
+        for trial, settings in (("one", one), ("other", other))
+        for repeat in range(2)
+    ]
+    (group,) = fronts.groups(run_of((*twins, *(result(settings_of(), repeat=r) for r in (0, 1)))))
+    standings = {row.number: row.standing for row in content.rows(group, content.columns(group))}
+
+    assert group.alike == {"one": ("other",), "other": ("one",)}
+    assert sum(", like " in each for each in standings.values()) == 2
+    assert "No objective tells these points of the front apart" in " ".join(
+        findings.findings(group)
+    )
+
+
+def test_the_front_as_a_whole_is_a_share_of_a_box() -> None:
+    """One point at half of both limits covers a quarter of the box; noise gives it an interval."""
+    step = {"step_seconds": Measurement(value=1.0, unit="s")}
+    memory = {"peak_tensor_bytes": Measurement(value=2**30, unit="B")}
+    points = [
+        result(settings_of(rank=rank)).model_copy(
+            update={
+                "measurements": step | memory
+                if rank == 1
+                else {
+                    n: m.model_copy(update={"value": 1.5 * m.value})
+                    for n, m in (step | memory).items()
+                }
+            }
+        )
+        for rank in (1, 2)
+    ]
+    objectives = ["peak_tensor_bytes", "step_seconds"]
+    limits = {"peak_tensor_bytes": 2 * 2**30, "step_seconds": 2.0}
+    (group,) = fronts.groups(run_of(tuple(points), objectives=objectives, limits=limits))
+    (free,) = fronts.groups(run_of(tuple(points), objectives=objectives, limits={}))
+    found, alone = cover.cover(group), cover.cover(free)
+
+    assert found is not None
+    assert alone is not None
+    assert (found.share, found.low, found.high, found.fixed) == (0.25, 0.25, 0.25, True)
+    assert alone.share == pytest.approx((1 / 3) ** 2)
+    assert not alone.fixed
+    assert "the worst of this run" in alone.text
+
+
+def test_the_cover_has_an_interval_where_points_have_noise(run: Run) -> None:
+    (measured_group, *_) = fronts.groups(run)
+    found = cover.cover(measured_group)
+
+    assert found is not None
+    assert 0 < found.low < found.share < found.high < 1
 
 
 def test_the_terminal_table_names_points_and_front(run: Run) -> None:
@@ -522,7 +716,7 @@ def test_reports_load_only_what_they_need(module: str, heavy: tuple[str, ...]) -
 
 def test_too_many_points_for_a_figure_are_said_to_be_left_out(tmp_path: Path) -> None:
     (group,) = fronts.groups(run_of(tuple(result(settings_of(rank=r)) for r in range(1, 43))))
-    picture = bars.time_figure(group, "time", tmp_path)
+    picture = bars.time_figure(group, "time", style.Folder(tmp_path))
 
     assert picture is not None
     assert "The 40 points nearest to the front are drawn; the table has all 42." in picture.caption
@@ -533,14 +727,14 @@ def test_many_tasks_are_spread_over_figures(tmp_path: Path) -> None:
     found = result(settings_of())
     found = found.model_copy(update={"measurements": {**found.measurements, **extra}})
     (group,) = fronts.groups(run_of((found,)))
-    pictures = bars.accuracy_figures(group, "accuracy", tmp_path)
+    pictures = bars.accuracy_figures(group, "accuracy", style.Folder(tmp_path))
 
     assert [picture.name for picture in pictures] == ["accuracy", "accuracy-2"]
 
 
 def test_far_apart_values_are_drawn_on_a_log_axis(tmp_path: Path) -> None:
     (group,) = fronts.groups(run_of((*small().results, result(settings_of(rank=20_000)))))
-    picture = scatter.pareto_figure(group, "pareto", tmp_path)
+    picture = scatter.pareto_figure(group, "pareto", style.Folder(tmp_path))
 
     assert picture is not None
     assert "Peak tensor memory (GiB), log" in picture.svg

@@ -157,11 +157,20 @@ def joined(trial: Trial) -> dict[str, Tensor]:
     }
 
 
-QLORA: dict[str, Any] = {"quantization": {"method": "nf4"}, "adapters": {"method": "lora"}}
+LORA: dict[str, Any] = {"method": "lora"}
+PIECEMEAL: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "nf4": {"quantization": {"method": "nf4"}, "adapters": LORA},
+    "rtn": {"quantization": {"method": "rtn", "bits": 3}, "adapters": LORA},
+    "fp8": {"precision": {"method": "fp8"}},
+    "oft": {"adapters": {"method": "oft", "block": 16}},
+    "vera": {"adapters": {"method": "vera", "rank": 8}},
+    "loftq": {"quantization": {"method": "nf4"}, "adapters": {"method": "loftq", "rank": 4}},
+}
 
 
 @pytest.mark.parametrize("weights", ["hub", "random"])
-@pytest.mark.parametrize("others", [{}, QLORA], ids=["dense", "nf4"])
+@pytest.mark.parametrize("others", PIECEMEAL.values(), ids=PIECEMEAL)
 @pytest.mark.parametrize("degree", [2, 3])
 def test_all_ranks_together_have_the_model(
     others: dict[str, Any], weights: str, degree: int, tiny_trial: Make

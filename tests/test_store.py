@@ -243,6 +243,7 @@ def test_the_latest_run_is_the_one_that_began_last(tmp_path: Path) -> None:
         store.write_json(tmp_path / "smoke" / name / "run.json", content)
 
     assert store.latest(tmp_path) == tmp_path / "smoke" / "aardvark"
+    assert [run.name for run in store.runs(tmp_path, "smoke")] == ["zz", "zebra", "aardvark"]
 
 
 def test_each_writer_is_locked_by_itself(run: Path) -> None:

@@ -22,7 +22,7 @@ def examine(results: Path) -> Findings:
     problems = (
         *_missing_libraries(here),
         *_changed_reference(),
-        *(problem for run in _runs(results) for problem in _run_problems(run)),
+        *(problem for run in store.runs(results) for problem in _run_problems(run)),
     )
     facts = {name: str(value) for name, value in here.software.items() if value is not None}
     facts |= {name: str(value) for name, value in here.hardware.items()}
@@ -40,10 +40,6 @@ def _missing_libraries(here: Environment) -> Iterator[str]:
 def _changed_reference() -> Iterator[str]:
     for name in reference.verify():
         yield f"the reference model's {name} is not the file that was shipped: install again"
-
-
-def _runs(results: Path) -> list[Path]:
-    return sorted(header.parent for header in results.glob(f"*/*/{store.HEADER}"))
 
 
 def _run_problems(directory: Path) -> Iterator[str]:

@@ -124,6 +124,12 @@ def scrub(text: str) -> str:
     return text
 
 
+def unscrub(text: str) -> str:
+    """`text` of which `scrub` has taken the home directory and the host's name, with them."""
+    text = re.sub(r"(?<![\w~])~(?=$|/)", lambda _: str(Path.home()), text)
+    return text.replace("<host>", socket.gethostname())
+
+
 def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """The cgroup's limit on memory in bytes, if there is one."""
     for file in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):

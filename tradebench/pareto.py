@@ -103,13 +103,7 @@ def probability(
     """
     import numpy as np
 
-    centre, scale = _matrix(means), _matrix(sds)
-    if centre.shape != scale.shape:
-        raise ValueError(f"{centre.shape} means do not go with {scale.shape} standard errors")
-    if (scale < 0).any() or not np.isfinite(scale).all():
-        raise ValueError("a standard error is negative or infinite")
-    if draws < 1:
-        raise ValueError("a probability needs at least one draw")
+    centre, scale = _checked(means, sds, draws)
     if not len(centre):
         return []
     possible = np.flatnonzero(_not_hopeless(centre - REACH * scale, centre + REACH * scale))
@@ -120,6 +114,72 @@ def probability(
         noise = random.standard_normal(centre.shape).clip(-REACH, REACH)
         hits[possible] += _on_front(centre + scale * noise)
     return [float(share) for share in hits / draws]
+
+
+def volumes(
+    means: Sequence[Sequence[float]],
+    sds: Sequence[Sequence[float]],
+    reference: Sequence[float],
+    draws: int = 100,
+    seed: int = 0,
+) -> list[float]:
+    """Return the hypervolume of each draw of the points, whose objectives vary independently.
+
+    Raises:
+        ValueError: A NaN, shapes that differ, a negative or infinite sd, or no draws.
+    """
+    import numpy as np
+
+    centre, scale = _checked(means, sds, draws)
+    random = np.random.default_rng(seed)
+    return [
+        hypervolume(
+            (centre + scale * random.standard_normal(centre.shape).clip(-REACH, REACH)).tolist(),
+            reference,
+        )
+        for _ in range(draws)
+    ]
+
+
+def alike(
+    means: Sequence[Sequence[float]], sds: Sequence[Sequence[float]], reach: float
+) -> list[list[int]]:
+    """Return for each point the indices of the others that no objective tells from it.
+
+    An objective tells two points apart where they differ by more than `reach` standard errors of
+    their difference. That is no equivalence: a may be like b and b like c, and a unlike c.
+
+    Raises:
+        ValueError: A NaN, shapes that differ, or a negative or infinite sd.
+    """
+    import numpy as np
+
+    centre, scale = _checked(means, sds, 1)
+    found = []
+    for row, (at, error) in enumerate(zip(centre, scale, strict=True)):
+        # Two infinities are equal, and their difference would be NaN.
+        same = centre == at
+        near = np.abs(np.where(same, 0.0, centre) - np.where(same, 0.0, at)) <= reach * np.hypot(
+            scale, error
+        )
+        found.append([int(index) for index in np.flatnonzero(near.all(axis=1)) if index != row])
+    return found
+
+
+def _checked(
+    means: Sequence[Sequence[float]], sds: Sequence[Sequence[float]], draws: int
+) -> tuple[Floats, Floats]:
+    """Return means and standard errors as matrices; refuse what cannot be drawn from."""
+    import numpy as np
+
+    centre, scale = _matrix(means), _matrix(sds)
+    if centre.shape != scale.shape:
+        raise ValueError(f"{centre.shape} means do not go with {scale.shape} standard errors")
+    if (scale < 0).any() or not np.isfinite(scale).all():
+        raise ValueError("a standard error is negative or infinite")
+    if draws < 1:
+        raise ValueError("a probability needs at least one draw")
+    return centre, scale
 
 
 def _matrix(points: Sequence[Sequence[float]]) -> Floats:

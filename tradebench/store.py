@@ -37,7 +37,7 @@ UNMADE: frozenset[Status] = frozenset({"killed", "skipped"})
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Folders and files that a run has already.
-_TAKEN = frozenset({"items", "logs", "work", "before", "timelines", "report", "plan"})
+_TAKEN = frozenset({"items", "logs", "work", "before", "timelines", "report", "plan", "confirm"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ def load(path: Path) -> Run:
     return Run(
         directory=path,
         header=header,
-        results=_standing(writers),
+        results=standing(writers),
         attempts=tuple(result for attempts in writers.values() for result in attempts),
         problems=tuple(problems),
         writers=writers,
@@ -213,7 +213,7 @@ def last(attempts: Iterable[Result]) -> dict[tuple[Kind, str, int], Result]:
     return found
 
 
-def _standing(writers: Mapping[str, Sequence[Result]]) -> tuple[Result, ...]:
+def standing(writers: Mapping[str, Sequence[Result]]) -> tuple[Result, ...]:
     """The Result that stands for every (kind, trial, repeat).
 
     Where several writers have made a trial, one environment stands: that which brought most
@@ -289,8 +289,14 @@ def find(results_dir: Path, which: str | Path) -> Path:
 
 def latest(results_dir: Path, suite: str = "*") -> Path | None:
     """The newest run, of one suite or of all; None where there is none."""
-    runs = [header.parent for header in results_dir.glob(f"{suite}/*/{HEADER}")]
-    return max(runs, key=_started, default=None)
+    return next(reversed(runs(results_dir, suite)), None)
+
+
+def runs(results_dir: Path, suite: str = "*") -> list[Path]:
+    """The run directories of one suite or of all, the oldest first."""
+    return sorted(
+        (header.parent for header in results_dir.glob(f"{suite}/*/{HEADER}")), key=_started
+    )
 
 
 def _started(run: Path) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,12 +59,22 @@ class Sweep:
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     observer: Notes = field(default_factory=Notes)
 
-    def run(self, *names: str, repeats: int = 1, ranks: int = 1, **options: Any) -> Summary:
+    def run(
+        self,
+        *names: str,
+        repeats: int = 1,
+        ranks: int | Mapping[str, int] = 1,
+        **options: Any,
+    ) -> Summary:
+        """`ranks` are those of every trial, or of each by name."""
         ray = self.engine == "ray"
-        sharding = (FSDP2(degree=ranks),) if ranks > 1 else ()
+        each = ranks if isinstance(ranks, Mapping) else dict.fromkeys(names, ranks)
         return run(
             [
-                Trial(model=Model.model_validate({"name": name}), techniques=sharding)
+                Trial(
+                    model=Model.model_validate({"name": name}),
+                    techniques=(FSDP2(degree=each[name]),) if each[name] > 1 else (),
+                )
                 for name in names
             ],
             directory=self.directory,

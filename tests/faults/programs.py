@@ -53,6 +53,12 @@ def killed(directory: Path, detail: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def taken(directory: Path, detail: str) -> None:
+    """Be killed from outside after a while."""
+    time.sleep(float(detail))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def nap(directory: Path, detail: str) -> None:
     time.sleep(float(detail))
 
@@ -167,6 +173,7 @@ PROGRAMS: dict[str, Callable[[Path, str], None]] = {
     "ok": lambda *_: None,
     "segfault": segfault,
     "killed": killed,
+    "taken": taken,
     "nap": nap,
     "gil": hold_the_gil,
     "garbage": garbage,

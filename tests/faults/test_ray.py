@@ -42,23 +42,6 @@ def test_a_node_that_dies_in_mid_sweep_costs_an_attempt_and_no_point(
     assert again.attempt == 1
 
 
-@pytest.mark.parametrize(
-    ("stub", "status", "reason"),
-    [
-        ("segfault", "failed", "rank 1: crash while training: SIGSEGV"),
-        ("gil", "timeout", "hang while training: rank 1 kept the others waiting for 1 s"),
-    ],
-)
-def test_a_rank_that_goes_wrong_on_a_node_is_named(
-    ray_sweep: Sweep, stub: str, status: str, reason: str
-) -> None:
-    ray_sweep.run(f"second:{stub}", ranks=2, patience=1.0)
-
-    (result,) = ray_sweep.results().values()
-    assert (result.status, result.reason) == (status, reason)
-    assert ray_sweep.leftovers() == []
-
-
 def test_what_no_node_can_hold_is_skipped_with_a_sentence(ray_sweep: Sweep) -> None:
     kind = catalogue()["sharding"]["fsdp2"]
     wide = Trial(

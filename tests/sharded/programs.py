@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from tradebench.program import loop
-from tradebench.program.perform import Judges, perform, prepare
+from tradebench.program import perform as program
+from tradebench.program.loop import Training
 from tradebench.rank import Rank
-from tradebench.result import Heartbeat, Listener, Outcome
+from tradebench.result import Heartbeat, Listener, Measurement, Outcome
 from tradebench.trial import Trial
 from tradebench.worlds.meters import Clock
 from tradebench.worlds.ranks import place, together
+from tradebench.worlds.shards import parts
 
 
 def record(
@@ -27,10 +29,8 @@ def record(
 ) -> None:
     """Write the losses, the gradients by step and name, and the effects to a file by the trial."""
     gradients: list[dict[str, torch.Tensor]] = []
-    accumulate = loop.accumulate
 
-    def watched(model: torch.nn.Module, *rest: Any) -> float:
-        value = accumulate(model, *rest)
+    def note(model: torch.nn.Module) -> None:
         gradients.append(
             {
                 name: _whole(parameter.grad).clone()
@@ -38,27 +38,38 @@ def record(
                 if parameter.grad is not None
             }
         )
-        return value
 
     def trained(model: torch.nn.Module) -> None:
         outcome.effects |= {part.slot: part.effect(model) for part in trial.techniques}
 
-    setattr(loop, "accumulate", watched)  # noqa: B010  # a function of other arguments
-    try:
-        with together(Rank.read()):
-            training = perform(
-                trial,
-                prepare(trial),
-                seed=trial.budget.seed,
-                meter=Clock("cpu"),
-                enter=_enter,
-                judges=Judges(before=_ignore, trained=trained, after=_ignore),
-            )
-            if place()[0] == 0:
-                found = {"losses": training.losses, "gradients": gradients}
-                torch.save(found, directory / f"{trial.id}.pt")
-    finally:
-        setattr(loop, "accumulate", accumulate)  # noqa: B010
+    with together(Rank.read()), after_every_step(note):
+        training = train(trial, trained=trained)
+        if place()[0] == 0:
+            found = {"losses": training.losses, "gradients": gradients}
+            torch.save(found, directory / f"{trial.id}.pt")
+
+
+def hold(
+    trial: Trial, outcome: Outcome, *, repeat: int, directory: Path, heartbeat: Listener
+) -> None:
+    """Count what this rank holds of weights, of gradients and of optimizer states."""
+    optimizers: list[Any] = []
+    make = program.make_optimizer
+
+    def kept(*arguments: Any) -> Any:
+        optimizers.append(make(*arguments))
+        return optimizers[-1]
+
+    def count(name: str, tensors: Iterable[torch.Tensor]) -> None:
+        held = sum(part.nbytes for tensor in tensors for part in parts(tensor))
+        outcome.measurements[f"held_{name}_bytes"] = Measurement(value=held, unit="B")
+
+    def note(model: torch.nn.Module) -> None:
+        count("gradients", (each.grad for each in model.parameters() if each.grad is not None))
+
+    with together(Rank.read()), after_every_step(note), instead(program, "make_optimizer", kept):
+        train(trial, trained=lambda model: count("weights", model.parameters()))
+    count("optimizer", optimizers[0].state_tensors())
 
 
 def generate(
@@ -67,14 +78,7 @@ def generate(
     """Have every rank generate another number of tokens, as tasks dealt out would."""
     with together(Rank.read()):
         models: list[Any] = []
-        perform(
-            trial,
-            prepare(trial),
-            seed=trial.budget.seed,
-            meter=Clock("cpu"),
-            enter=_enter,
-            judges=Judges(before=_ignore, trained=models.append, after=_ignore),
-        )
+        train(trial, trained=models.append)
         wanted = 2 + 5 * place()[0]
         tokens = (
             models[0]
@@ -89,19 +93,6 @@ def generate(
         (directory / f"generated{place()[0]}.txt").write_text(str(tokens.shape[1] - 3))
 
 
-def _whole(tensor: Any) -> torch.Tensor:
-    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return found
-
-
-@contextmanager
-def _enter(phase: object) -> Iterator[Callable[[int], None]]:
-    yield lambda step: None
-
-
-def _ignore(*seen: object) -> None: ...
-
-
 def misbehave(
     trial: Trial, outcome: Outcome, *, repeat: int, directory: Path, heartbeat: Listener
 ) -> None:
@@ -114,19 +105,62 @@ def misbehave(
         if step == 2 and number == ranks - 1:
             FAULTS[trial.model.revision or ""]()
 
+    with together(Rank.read()):
+        train(trial, stepped=stepped)
+
+
+def train(
+    trial: Trial,
+    *,
+    trained: Callable[[Any], None] = lambda model: None,
+    stepped: Callable[[int], None] = lambda step: None,
+) -> Training:
+    """Go through a trial as this rank, without tasks."""
+
     @contextmanager
     def enter(phase: object) -> Iterator[Callable[[int], None]]:
         yield stepped
 
-    with together(Rank.read()):
-        perform(
-            trial,
-            prepare(trial),
-            seed=trial.budget.seed,
-            meter=Clock("cpu"),
-            enter=enter,
-            judges=Judges(before=_ignore, trained=_ignore, after=_ignore),
-        )
+    return program.perform(
+        trial,
+        program.prepare(trial),
+        seed=trial.budget.seed,
+        meter=Clock("cpu"),
+        enter=enter,
+        judges=program.Judges(
+            before=lambda model, seed: None, trained=trained, after=lambda model: None
+        ),
+    )
+
+
+@contextmanager
+def after_every_step(note: Callable[[torch.nn.Module], None]) -> Iterator[None]:
+    """Have the model seen when its gradients are accumulated."""
+    accumulate = loop.accumulate
+
+    def watched(model: torch.nn.Module, *rest: Any) -> float:
+        value = accumulate(model, *rest)
+        note(model)
+        return value
+
+    with instead(loop, "accumulate", watched):
+        yield
+
+
+@contextmanager
+def instead(module: object, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of another one of a module."""
+    before = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _whole(tensor: Any) -> torch.Tensor:
+    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
 
 
 def _fail() -> None:

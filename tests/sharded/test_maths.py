@@ -53,8 +53,12 @@ class Pairs:
         self.results: dict[str, Result] = {}
 
     def trial(self, settings: Settings, ranks: int = 1) -> Trial:
-        own = RANKS * ACCUMULATION if ranks == 1 else RANKS * ACCUMULATION // ranks
-        return self.make(settings, batch=2, accumulation=own, data={"file": self.data})
+        if settings.get("optimizer", {}).get("in_backward"):
+            # Its step takes one micro-batch: in the place of those of all ranks, a larger one.
+            shape = {"batch": 2 * RANKS // ranks, "accumulation": 1}
+        else:
+            shape = {"batch": 2, "accumulation": RANKS * ACCUMULATION // ranks}
+        return self.make(settings, **shape, data={"file": self.data})
 
     def run(self, trials: list[Trial]) -> None:
         options = Options(program="sharded.programs:record", threads=1, patience=30.0)

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tradebench import store
 from tradebench.predict.memory import predict_memory
+from tradebench.program.model import build_model
 from tradebench.result import Measurement, Result
 from tradebench.runner import process
 from tradebench.runner.options import Options
 from tradebench.runner.supervisor import run
+from tradebench.suite import Suite
 from tradebench.trial import Evaluate, Model, Trial
 
+SUITES = Path(__file__).parents[2] / "suites"
 Make = Callable[..., Trial]
 Settings = dict[str, dict[str, Any]]
 
@@ -34,6 +38,9 @@ TECHNIQUES: dict[str, Settings] = {
     "full": {},
     "bf16-lora": {"precision": {"method": "bf16"}, **LORA, **CHECKPOINTING},
     "nf4": {"quantization": {"method": "nf4"}, **LORA},
+    "rtn": {"quantization": {"method": "rtn"}, "adapters": {"method": "vera", "rank": 8}},
+    "loftq": {"quantization": {"method": "nf4"}, "adapters": {"method": "loftq", "rank": 4}},
+    "fp8": {"precision": {"method": "fp8"}, "adapters": {"method": "oft", "block": 16}},
     "chunked": {"loss": {"method": "chunked", "tokens": 16}},
     "pruned": {"pruning": {"method": "magnitude"}},
 }
@@ -111,6 +118,28 @@ def test_ranks_differ_only_where_there_is_less_than_a_row_for_each(
     assert 0 < last < others[0]
 
 
+@pytest.mark.parametrize(("degree", "reshard"), DEGREES, ids=["2-zero3", "2-zero2", "3-zero3"])
+@pytest.mark.parametrize("name", ["full", "bf16-lora", "nf4"])
+def test_while_loading_no_rank_has_more_than_its_share_and_a_layer(
+    name: str, degree: int, reshard: bool, measured: dict[str, Result], tiny_trial: Make
+) -> None:
+    trial = of(name, degree, reshard, tiny_trial)
+    found = measured[trial.id]
+    model: Any = build_model(trial.model, torch.float32)
+    layer = sum(parameter.nbytes for parameter in model.model.layers[0].parameters())
+    # Adapters are made whole, and scales of 4 bit weights stay so.
+    scales = found.effects.get("quantization", {}).get("scale_bytes", 0)
+    adapters = 4 * int(found.value("trainable_parameters") or 0) * ("adapters" in trial.settings)
+    beside = layer + scales + adapters
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+
+    assert trial.in_shares
+    for phase in ("load", "compress"):
+        for peak in of_ranks(found.measurements[f"peak_tensor_bytes.{phase}"]):
+            assert peak <= found.effects["sharding"]["share_bytes"] + beside, phase
+            assert peak < whole, phase
+
+
 def test_shares_fall_as_the_degree_rises(
     tmp_path: Path, tiny_trial: Make, measured: dict[str, Result]
 ) -> None:
@@ -132,6 +161,43 @@ def test_shares_fall_as_the_degree_rises(
             values = found.ranks if degree > 1 else (found.value,)
             assert values is not None
             assert all(all_of_it.value / degree * 0.98 <= value <= limit for value in values), key
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    """What every point of the shipped suite holds after a step."""
+    short = {"steps": 1, "warmup": 0}
+    trials = [
+        trial.model_copy(
+            update={"evaluate": Evaluate(), "budget": trial.budget.model_copy(update=short)}
+        )
+        for trial in Suite.load(SUITES / "sharding.yaml").trials()
+    ]
+    folder = tmp_path_factory.mktemp("held")
+    return list(ran(folder, trials, program="sharded.programs:hold").values())
+
+
+@pytest.mark.parametrize("others", [(), ("adapters",)], ids=["full", "lora"])
+def test_what_a_rank_holds_of_the_shipped_suite_falls_as_one_by_the_degree(
+    others: tuple[str, ...], held: list[Result]
+) -> None:
+    results = [result for result in held if set(result.settings) == {"sharding", *others}]
+    by_degree = {result.settings["sharding"]["degree"]: result for result in results}
+    whole = by_degree[1]
+    # Every matrix of the reference model has rows for all, so that nothing is padded. The counter
+    # of steps that AdamW has for each parameter is everybody's.
+    trained = whole.value("held_optimizer_bytes")
+    counters = int(trained or 0) - 2 * int(whole.value("held_gradients_bytes") or 0)
+
+    assert set(by_degree) == {1, 2, 4}
+    assert [(result.status, result.reason) for result in results] == [("ok", None)] * 3
+    assert counters in range(4, 4 * 200, 4)
+    for degree in (2, 4):
+        for name, shared in (("weights", 0), ("gradients", 0), ("optimizer", counters)):
+            measure = f"held_{name}_bytes"
+            own = ((whole.value(measure) or 0) - shared) / degree + shared
+            found = by_degree[degree].measurements[measure]
+            assert of_ranks(found) == (own,) * degree, measure
 
 
 # Scores.

@@ -18,6 +18,7 @@ from tradebench.cli import (
     gating,
     measuring,
     planning,
+    recommending,
     reporting,
 )
 from tradebench.errors import UserError
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(measuring.run)
 app.command()(planning.plan)
 app.command()(reporting.report)
+app.command()(recommending.recommend)
 app.command()(gating.check)
 app.command()(gating.compare)
 app.command()(gating.noise)

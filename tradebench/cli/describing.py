@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from tradebench.cli import options
 from tradebench.cli.options import Format, FormatOption, SuiteArgument
 from tradebench.cli.points import print_counts, print_points
 from tradebench.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 WIDE = 120  # columns of a terminal that has room for sources
 REPORTED_STEPS = 100  # steps of a build between two lines of progress

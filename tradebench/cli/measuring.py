@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,7 @@ from tradebench.cli.options import (
 )
 from tradebench.cli.points import print_points
 from tradebench.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from tradebench.rank import PATIENCE_SECONDS
 
 
 class Isolation(StrEnum):
@@ -80,6 +78,10 @@ def run(
         str,
         typer.Option(help="a command that starts the ranks of a trial, such as torchrun's"),
     ] = "",
+    patience: Annotated[
+        float,
+        typer.Option(min=1, help="seconds that ranks of a trial wait for one before it is hung"),
+    ] = PATIENCE_SECONDS,
     skip_unfit: Annotated[
         bool,
         typer.Option(
@@ -151,6 +153,7 @@ def run(
             writer=author,
             anywhere=engine is Engine.RAY,
             launcher=tuple(shlex.split(launcher)),
+            patience=patience,
         ),
         resume=resume,
         foresight=sweep.Foresight(predict=predict, skip_unfit=skip_unfit),

@@ -79,7 +79,7 @@ def print_summary(finished: Run, folder: Path | None) -> None:
     from tradebench import report
 
     console = Console()
-    console.print(report.table(finished))
+    console.print(report.table(finished, console.width))
     where = folder / "index.html" if folder else f"tradebench report {finished.directory} writes it"
     console.print(f"report: {where}", soft_wrap=True)
 
@@ -97,6 +97,16 @@ def kinds(given: Sequence[Evidence] | None) -> tuple[Kind, ...] | None:
         Evidence.PUBLISHED: "published",
     }
     return tuple(names[each] for each in given) if given else None
+
+
+def parse_tokens(text: str | None) -> int | None:
+    """Return the number of tokens that a user means by `50M`."""
+    from tradebench.plan.price import parse_count
+
+    try:
+        return None if text is None else parse_count(text)
+    except ValueError as error:
+        raise UserError(f"--tokens: {error}") from None
 
 
 def write(file: Path, text: str) -> None:

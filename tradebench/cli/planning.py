@@ -81,7 +81,7 @@ def plan(
     if require_fit and aim.device is None:
         raise UserError("--require-fit needs a device to fit on: name it with --gpu")
     question = table.Question(
-        tokens=_tokens(tokens),
+        tokens=options.parse_tokens(tokens),
         price=price,
         repeats={trial.id: loaded.repeats_of(trial) for trial in loaded.trials()},
     )
@@ -125,15 +125,6 @@ def _print_validation(
         return
     typer.echo(render(predictions), nl=False)
     typer.echo(f"report: {directory / 'report' / 'index.html'}", err=True)
-
-
-def _tokens(text: str | None) -> int | None:
-    from tradebench.plan.price import parse_count
-
-    try:
-        return None if text is None else parse_count(text)
-    except ValueError as error:
-        raise UserError(f"--tokens: {error}") from None
 
 
 def calibrate(

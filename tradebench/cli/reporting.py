@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tradebench.cli import options
-from tradebench.cli.options import Format, FormatOption, ResultsOption
+from tradebench.cli.options import INTERRUPTED, Format, FormatOption, ResultsOption
+from tradebench.errors import UserError
+
+if TYPE_CHECKING:
+    from tradebench.store import Run
 
 
 def report(
@@ -18,18 +22,35 @@ def report(
     ] = None,
     beside: Annotated[
         str | None,
-        typer.Option(help="a plan of the same techniques, whose predictions to set beside this"),
+        typer.Option(
+            help="a plan of the same techniques or settings, whose predictions to set beside this"
+        ),
     ] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="every figure as PDF as well")] = False,
+    parquet: Annotated[
+        bool, typer.Option("--parquet", help="the numbers as Parquet as well")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="show a run while it goes on, then report it")
+    ] = False,
     results: ResultsOption = Path("results"),
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Write the report of a run: one page, Markdown, CSV and figures.
+    """Write the report of a run: one page, Markdown, CSV, a LaTeX table and figures.
 
-    With --format markdown only the short table is printed, to be pasted elsewhere.
+    With --format markdown only the short table is printed, to be pasted elsewhere. With --watch the
+    table and the front are drawn as results come, until the run ends; Ctrl-C stops that with 130
+    and leaves the run alone.
     """
     from tradebench import report, store
 
-    found = store.load(store.find(results, run))
+    directory = store.find(results, run)
+    if watch:
+        if form is not Format.TEXT:
+            raise UserError("--watch draws on a terminal: leave out --format, or watch it as text")
+        found = _watched(directory)
+    else:
+        found = store.load(directory)
     other = None if beside is None else store.load(store.find(results, beside))
     for problem in found.problems:
         typer.echo(problem, err=True)
@@ -37,7 +58,7 @@ def report(
         typer.echo(report.markdown_table(found))
         return
     target = out or found.directory / "report"
-    written = report.write(found, target, other)
+    written = report.write(found, target, other, pdf=pdf, parquet=parquet)
     match form:
         case Format.JSON:
             files = [str(file) for file in written]
@@ -46,3 +67,16 @@ def report(
             )
         case _:
             options.print_summary(found, target)
+
+
+def _watched(directory: Path) -> Run:
+    """Show the run until it has ended."""
+    from rich.console import Console
+
+    from tradebench.report.watch import watch
+
+    try:
+        return watch(directory, Console())
+    except KeyboardInterrupt:
+        options.note(f"stopped watching; the run goes on in {directory}")
+        raise typer.Exit(INTERRUPTED) from None

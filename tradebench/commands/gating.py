@@ -8,6 +8,7 @@ from typing import Any
 
 from tradebench import store
 from tradebench.commands import header
+from tradebench.commands.placement import Placement
 from tradebench.errors import UserError
 from tradebench.regression import baseline as baselines
 from tradebench.regression import gate, policy
@@ -16,8 +17,8 @@ from tradebench.regression.gate import Check, Verdict
 from tradebench.regression.policy import Policy
 from tradebench.regression.sample import Key, Sample, of_runs
 from tradebench.result import Kind, Result
+from tradebench.runner.engines.ray import Cluster
 from tradebench.runner.progress import Progress
-from tradebench.runner.refusal import refuse
 from tradebench.runner.supervisor import run as supervise
 from tradebench.store import Run
 from tradebench.trial import Trial
@@ -126,7 +127,7 @@ def differences(old: Baseline, new: Baseline) -> list[Verdict]:
 
 
 def run_again(run: Run, keys: Iterable[Key], note: Note) -> Run:
-    """Run some measured points of a run once more, as they were run, into a run inside it."""
+    """Run some measured points of a run once more, as and where they ran, into a run inside it."""
     wanted = {trial for kind, trial in keys if kind == "measured"}
     results = [each for each in run.results if each.kind == "measured" and each.trial in wanted]
     trials = {each.trial: Trial.from_payload(_payload(each)) for each in results}
@@ -142,6 +143,8 @@ def run_again(run: Run, keys: Iterable[Key], note: Note) -> Run:
         "options": run.header.get("options", {}),
         **header.of_command(),
     }
+    options = header.options_of(run.header)
+    where = Placement(options=options, cluster=Cluster() if options.anywhere else None)
     labels = ", ".join(trial.label for trial in trials.values())
     note(f"running again to confirm: {labels}")
     directory = store.create_run(run.directory / AGAIN, suite, said)
@@ -152,9 +155,10 @@ def run_again(run: Run, keys: Iterable[Key], note: Note) -> Run:
             suite=suite,
             repeats=lambda trial: repeats[trial.id],
             header=said,
-            options=header.options_of(run.header),
+            options=options,
             observer=bar,
-            refuse=refuse,
+            refuse=where.refuse,
+            engine=where.engine,
         )
     if summary.interrupted:
         raise KeyboardInterrupt

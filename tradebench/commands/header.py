@@ -10,7 +10,11 @@ from tradebench import environment
 from tradebench.runner.options import Options
 from tradebench.suite import Suite
 
-KEPT = ("isolation", "timeout", "memory_cap", "threads", "variables")
+# With `anywhere` the trials ran on a cluster.
+KEPT = (
+    *("isolation", "timeout", "memory_cap", "threads", "variables"),
+    *("jobs", "launcher", "patience", "anywhere"),
+)
 
 
 def of_suite(suite: Suite) -> dict[str, Any]:
@@ -37,10 +41,13 @@ def of_command() -> dict[str, Any]:
 
 def of_options(options: Options) -> dict[str, Any]:
     """How the trials were run, for whoever runs some of them again."""
-    return {name: getattr(options, name) for name in KEPT}
+    said = {name: getattr(options, name) for name in KEPT}
+    return {**said, "launcher": [environment.scrub(word) for word in options.launcher]}
 
 
 def options_of(said: Mapping[str, Any]) -> Options:
     """What `of_options` wrote into a header; a run from before that has the defaults."""
-    options = said.get("options") or {}
+    options = dict(said.get("options") or {})
+    if "launcher" in options:
+        options["launcher"] = tuple(map(environment.unscrub, options["launcher"]))
     return Options(**{name: options[name] for name in KEPT if name in options})

@@ -21,6 +21,7 @@ from tradebench.suite import Suite
 from tradebench.target import Target
 
 NO_DEVICE = "none"
+USUAL = "h100-80gb"  # the device that is meant where none is named
 VALIDATION = "validation"  # the suite that published rows belong to
 
 

@@ -79,9 +79,8 @@ def past(results: Path, suite: str | None, *, last: int, note: Note) -> tuple[st
         named = f"of {suite} " if suite else ""
         raise NothingToCompareError(f"{results} holds no run {named}yet")
     name = newest.parent.name
-    folders = sorted(found.parent for found in (results / name).glob(f"*/{store.HEADER}"))
     runs = []
-    for folder in folders[-last:]:
+    for folder in store.runs(results, name)[-last:]:
         run = store.load(folder)
         for problem in run.problems:
             note(problem)

@@ -8,16 +8,15 @@ from pathlib import Path
 
 from tradebench import devices, environment, reference, store
 from tradebench.commands import header
+from tradebench.commands.placement import Placement
 from tradebench.devices import Device
 from tradebench.plan.cache import Cache
 from tradebench.plan.plan import Plan, keep, make, unfit
 from tradebench.plan.progress import progress
-from tradebench.runner.engines import Engine
-from tradebench.runner.engines.ray import Cluster, RayEngine
+from tradebench.runner.engines.ray import Cluster
 from tradebench.runner.observer import Summary
 from tradebench.runner.options import Options
 from tradebench.runner.progress import Progress
-from tradebench.runner.refusal import refuse
 from tradebench.runner.supervisor import run as supervise
 from tradebench.store import Run
 from tradebench.suite import WHOLE, Shard, Suite
@@ -65,8 +64,7 @@ def sweep(
     trials = shard.of(suite.trials())
     newest = store.latest(out, suite.name) if resume and name is None else None
     directory = newest or store.create_run(out, suite.name, said, name)
-    gpus_there = None if cluster is None else cluster.has_gpus
-    if gpus_there and foresight.predict:
+    if cluster is not None and cluster.has_gpus and foresight.predict:
         foresight = replace(foresight, predict=False)
         note("nothing is predicted beside a run on a cluster's GPUs: tradebench plan does that")
     gpu = environment.gpu() if foresight.predict and cluster is None else None
@@ -78,6 +76,7 @@ def sweep(
         made = _predict(suite, trials, device, note)
         keep(made, directory, options.writer)
         left_out = unfit(made) if foresight.skip_unfit else {}
+    where = Placement(options=options, cluster=cluster)
     with Progress() as bar:
         summary = supervise(
             trials,
@@ -87,19 +86,14 @@ def sweep(
             header=said,
             options=options,
             observer=bar,
-            engine=None if cluster is None else lambda: _on(cluster, options),
+            engine=where.engine,
             refuse=lambda trial: (
-                refuse(trial, launched=bool(options.launcher), cluster=gpus_there)
-                or ((left_out[trial.id],) if trial.id in left_out else ())
+                where.refuse(trial) or ((left_out[trial.id],) if trial.id in left_out else ())
             ),
         )
     if foresight.predict and gpu is None and not summary.interrupted:
         _rehearse(suite, directory, note, options.writer)
     return store.load(directory), summary
-
-
-def _on(cluster: Cluster, options: Options) -> Engine:
-    return RayEngine(cluster, variables=options.variables, jobs=options.jobs or 1)
 
 
 def variables(suite: Suite) -> Mapping[str, str]:

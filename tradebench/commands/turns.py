@@ -57,8 +57,7 @@ def in_turn(
 
 
 def _runs(folder: Path, suite: str) -> list[Run]:
-    found = sorted(header.parent for header in folder.glob(f"{suite}/*/{store.HEADER}"))
-    return [store.load(path) for path in found]
+    return [store.load(path) for path in store.runs(folder, suite)]
 
 
 @contextlib.contextmanager

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tradebench.errors import UserError
-from tradebench.report.tables import frame
+from tradebench.report import tables as frames
 from tradebench.store import Run
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WHOLE = ("repeat", "attempt", "samples")
-REAL = ("value", "interval_95_low", "interval_95_high", "samples_min", "samples_max")
 
 
 def write_csv(runs: Sequence[Run], out: Path) -> list[str]:
@@ -24,13 +20,8 @@ def write_csv(runs: Sequence[Run], out: Path) -> list[str]:
 
 
 def write_parquet(runs: Sequence[Run], out: Path) -> list[str]:
-    """One Parquet file; numbers are 64-bit floats, which hold bytes up to eight petabytes."""
-    table = _table(runs)
-    table = table.astype(dict.fromkeys(WHOLE, "Int64") | dict.fromkeys(REAL, "float64"))
-    try:
-        table.to_parquet(out, index=False)
-    except ImportError:
-        raise UserError("Parquet needs pyarrow: pip install pyarrow") from None
+    """One Parquet file."""
+    frames.write_parquet(_table(runs), out)
     return [str(out)]
 
 
@@ -39,7 +30,7 @@ def _table(runs: Sequence[Run]) -> pd.DataFrame:
 
     tables = []
     for run in runs:
-        table = frame(run)
+        table = frames.frame(run.results)
         table.insert(0, "run", run.directory.resolve().name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -132,7 +132,8 @@ def read_shares(skeleton: Any, rows: Rows, request: LoadRequest) -> nn.Module:
 
     def whole(meta: Tensor) -> Tensor:
         count = meta.shape[0]
-        return rows(names[meta], meta.shape, 0, count, count).to(request.device, meta.dtype)
+        dense = rows(names[meta], meta.shape, 0, count, count).to(request.device, meta.dtype)
+        return nn.Parameter(dense, requires_grad=meta.requires_grad)
 
     def share(name: str, meta: Tensor) -> Tensor:
         if not isinstance(meta, nn.Parameter):

@@ -16,17 +16,26 @@ if TYPE_CHECKING:
 __all__ = ["markdown_table", "table", "write"]
 
 
-def write(run: Run, out: Path, beside: Run | None = None) -> list[Path]:
-    """Write index.html, report.md, trials.csv and every figure into `out`; return what was written.
+def write(
+    run: Run,
+    out: Path,
+    beside: Run | None = None,
+    *,
+    pdf: bool = False,
+    parquet: bool = False,
+) -> list[Path]:
+    """Write the page, Markdown, CSV, LaTeX and every figure into `out`; return what was written.
 
-    The predictions of the run `beside` are set beside what single techniques change in this one.
+    With `pdf` every figure is written as PDF as well, with `parquet` the numbers as Parquet. The
+    predictions of the run `beside` are set beside what single techniques and settings change in
+    this one.
 
     Raises:
         NothingToCompareError: The run holds no Result.
     """
     from tradebench.report.page import write as write_page
 
-    return write_page(run, out, beside)
+    return write_page(run, out, beside, pdf=pdf, parquet=parquet)
 
 
 def markdown_table(run: Run) -> str:
@@ -36,8 +45,11 @@ def markdown_table(run: Run) -> str:
     return short_table(run)
 
 
-def table(run: Run) -> RenderableType:
-    """Return the short table and the summary line that end a run on the terminal."""
+def table(run: Run, width: int | None = None) -> RenderableType:
+    """Return the short table and the summary line that end a run on the terminal.
+
+    With the `width` of the terminal, the front is drawn above them.
+    """
     from tradebench.report.terminal import table as terminal_table
 
-    return terminal_table(run)
+    return terminal_table(run, width)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tradebench.report.findings import baseline
 from tradebench.report.fronts import Group
 from tradebench.report.style import (
     BLACK,
     BLUE,
     CATEGORY_COLOURS,
     ORANGE,
+    Folder,
     Picture,
     drawable,
     drawing,
@@ -33,7 +34,7 @@ TASKS_PER_FIGURE = 3
 ROW_HEIGHT = 0.24
 
 
-def memory_figure(group: Group, name: str, out: Path) -> Picture | None:
+def memory_figure(group: Group, name: str, out: Folder) -> Picture | None:
     """Draw what the peak consists of; the parts of a bar add up to the peak."""
     rows, left_out = _rows(group, lambda p: any(_category(c) in p.estimates for c in CATEGORIES))
     if not rows:
@@ -54,9 +55,10 @@ def memory_figure(group: Group, name: str, out: Path) -> Picture | None:
             figure,
             name,
             out,
-            title="Memory by category",
-            caption="What the tensors were for at the moment of the highest total; the parts of "
-            f"a bar add up to the peak tensor memory. Smallest at the top. {left_out}".strip(),
+            title=_least(rows, "peak_tensor_bytes", f"Least memory: {unit.text(totals[0])}"),
+            caption="Memory by category: what the tensors were for at the moment of the highest "
+            "total; the parts of a bar add up to the peak tensor memory. Smallest at the top. "
+            f"{left_out}".strip(),
             alt=f"Stacked bars of tensor memory by category for each point. {smallest}",
         )
 
@@ -92,7 +94,7 @@ def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
         )
 
 
-def accuracy_figures(group: Group, name: str, out: Path) -> list[Picture]:
+def accuracy_figures(group: Group, name: str, out: Folder) -> list[Picture]:
     """Draw accuracy before and after training, up to three tasks to a figure."""
     chunks = [
         group.tasks[at : at + TASKS_PER_FIGURE]
@@ -105,7 +107,7 @@ def accuracy_figures(group: Group, name: str, out: Path) -> list[Picture]:
     return [picture for picture in pictures if picture is not None]
 
 
-def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Path) -> Picture | None:
+def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Folder) -> Picture | None:
     wanted = [f"{when}.{task}" for task in tasks for when in ("accuracy", "accuracy_before")]
     rows, left_out = _rows(group, lambda p: any(each in p.estimates for each in wanted))
     if not rows:
@@ -134,7 +136,7 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Path) -
             figure,
             name,
             out,
-            title="Accuracy before and after training",
+            title=_best_accuracy(rows[0], first),
             caption=caption.strip(),
             alt=f"Accuracy on {', '.join(tasks)} before and after training for each point. "
             f"Highest: {rows[0].name}.",
@@ -165,7 +167,7 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Point], task: str) -> None:
     axes.set_xlabel(f"{drawable(title(f'accuracy.{task}'), 34)} (%)")
 
 
-def time_figure(group: Group, name: str, out: Path) -> Picture | None:
+def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
     """Draw the time of one optimizer step."""
     rows, left_out = _rows(group, lambda p: "step_seconds" in p.estimates)
     if not rows:
@@ -185,11 +187,40 @@ def time_figure(group: Group, name: str, out: Path) -> Picture | None:
             figure,
             name,
             out,
-            title="Step time",
-            caption=f"Fastest at the top. {intervals(found)} {left_out}".strip(),
+            title=_fastest(rows, unit),
+            caption=f"Step time. Fastest at the top. {intervals(found)} {left_out}".strip(),
             alt=f"Time of one optimizer step for each point. Fastest: {rows[0].name}, "
             f"{unit.text(found[0].value)}.",
         )
+
+
+def _least(rows: Sequence[Point], name: str, start: str) -> str:
+    """Say which point takes least, and how much less than the one without techniques."""
+    text = f"{start} with {drawable(rows[0].name, 60)}"
+    plain = baseline([point for point in rows if name in point.estimates])
+    least = rows[0].value(name)
+    if plain is None or plain is rows[0] or not least or not plain.value(name):
+        return text
+    share = 1 - least / (plain.value(name) or least)
+    return f"{text}, {100 * share:.0f} % less than {drawable(plain.name, 40)}"
+
+
+def _fastest(rows: Sequence[Point], unit: Scale) -> str:
+    """Say what steps fastest; of a plan, of what fits."""
+    fitting = [point for point in rows if point.fit is not None and point.fit.verdict == "fits"]
+    best = (fitting or rows)[0]
+    words = "Shortest step that fits" if fitting else "Shortest step"
+    time = unit.text(best.estimates["step_seconds"].value)
+    return f"{words}: {time} with {drawable(best.name, 60)}"
+
+
+def _best_accuracy(best: Point, name: str) -> str:
+    """Say what scores highest."""
+    estimate = best.estimates.get(name)
+    if estimate is None:
+        return "Accuracy before training; none was measured after it"
+    number = scale(name, [estimate.value], "1").text(estimate.value)
+    return f"Highest {title(name).lower()}: {number} with {drawable(best.name, 60)}"
 
 
 def _category(category: str) -> str:

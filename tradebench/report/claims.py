@@ -159,7 +159,7 @@ def comparison(run: Run, beside: Run | None = None) -> Comparison | None:
     if run.header.get("design") != "each" and beside is None:
         return None
     source = run if beside is None else beside
-    measured, predicted = _first(run, "measured"), _first(source, "predicted")
+    measured, predicted = first(run, "measured"), first(source, "predicted")
     if beside is not None and predicted is None:
         raise UserError(f"{beside.directory} holds no prediction; make it by tradebench plan")
     ours = _pairings(run, measured) if measured else {}
@@ -178,7 +178,8 @@ def comparison(run: Run, beside: Run | None = None) -> Comparison | None:
     )
 
 
-def _first(run: Run, kind: str) -> Group | None:
+def first(run: Run, kind: str) -> Group | None:
+    """Return the first group of a kind that has values."""
     found = predictions.apart(groups(run))
     return next((group for group in found if group.kind == kind and group.ok), None)
 

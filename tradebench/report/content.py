@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FED = ("tokens_per_step", "padding_share")
 MAX_COLUMNS = 12
 MAX_HEADLINES = 5
+MAX_ALIKE = 3
 KIND_NOTES = {
     "measured": "Every number here was measured on the hardware named under Environment.",
     "predicted": "Every number here is a prediction; nothing was run on the hardware it is for.",
@@ -115,10 +116,19 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         reasons=point.reasons,
         label=standing.label,
         mark=MARKS[standing.label],
-        standing=_why(point, standing) if chance is None else f"P = {chance:.2f}",
+        standing=_why(point, standing) if chance is None else _chance(group, point, chance),
         repeats=len(point.results),
         cells=tuple(cell(group, point, column) for column in shown),
     )
+
+
+def _chance(group: Group, point: Point, chance: float) -> str:
+    """Return the probability of being on the front, and the numbers of points just like this."""
+    like = sorted(group.numbers[trial] for trial in group.alike.get(point.trial, ()))
+    if not like:
+        return f"P = {chance:.2f}"
+    more = f" and {len(like) - MAX_ALIKE} more" if len(like) > MAX_ALIKE else ""
+    return f"P = {chance:.2f}, like {', '.join(map(str, like[:MAX_ALIKE]))}{more}"
 
 
 def _why(point: Point, standing: Standing) -> str:

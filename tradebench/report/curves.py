@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from tradebench.report.fronts import Group
+from tradebench.report.fronts import Z95, Group
 from tradebench.report.series import Axis, Series, chosen
 from tradebench.report.style import (
     COLOURS,
     GREY,
     SHAPES,
+    Folder,
     Picture,
     drawable,
     drawing,
@@ -26,48 +28,146 @@ from tradebench.report.style import (
     save,
     whiskers,
 )
-from tradebench.report.tables import Estimate
+from tradebench.report.tables import Estimate, Point
 from tradebench.report.units import Scale, count, listed, scale, title
 
 MAX_TASKS = 4
+MAX_SAID = 3
 MIN_GAP = 0.08
 OFF = (0, (2, 2))
 
 
-def series_figure(
-    group: Group, axis: Axis, lines: Sequence[Series], name: str, out: Path
-) -> Picture | None:
-    """Draw what one setting does to memory, time and accuracy, every other setting equal."""
-    metrics = _metrics(group, lines)
-    if not metrics:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The lines of one group along an axis: one kind of evidence, one model."""
+
+    group: Group
+    axis: Axis
+    lines: Sequence[Series]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """What to draw over the setting: what two points of one line have a value for."""
+        objectives = [f"accuracy.{task}" for task in self.group.tasks]
+        wanted = {each.name for each in self.group.objectives}
+        accuracies = sorted(objectives, key=lambda name: name not in wanted)[:MAX_TASKS]
+        names = [name for name in (self.group.memory, "step_seconds", *accuracies) if name]
+        return [
+            name
+            for name in names
+            if any(sum(name in p.estimates for _, p in line.points) > 1 for line in self.lines)
+        ]
+
+    @cached_property
+    def drawn(self) -> tuple[Series, ...]:
+        """The lines that there is room for."""
+        return chosen(self.lines)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must stand above the panels."""
+        scored = any(metric.startswith("accuracy") for metric in self.metrics)
+        return self.group.accuracy_notes if scored else ()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of panels."""
+        columns = len(self.metrics) if len(self.metrics) <= 4 else 3
+        return math.ceil(len(self.metrics) / columns), columns
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        rows, columns = self.grid
+        width = 3.0 * columns + (2.0 if columns < 3 else 0)
+        return width, 2.7 * rows + 0.6 + 0.18 * len(self.drawn)
+
+    @property
+    def alt(self) -> str:
+        """What is drawn, in words."""
+        metrics = listed(title(metric).lower() for metric in self.metrics)
+        return f"{metrics} in {count(len(self.drawn), 'line')}"
+
+
+def series_figure(parts: Sequence[Part], name: str, out: Folder) -> Picture | None:
+    """Draw what one setting does to memory, time and accuracy, every other setting equal.
+
+    Several parts of one axis stand one below the other, each under the name of its group: no two
+    share a scale.
+    """
+    found = [part for part in parts if part.metrics]
+    if not found:
         return None
-    drawn = chosen(lines)
-    columns = len(metrics) if len(metrics) <= 4 else 3
-    rows = math.ceil(len(metrics) / columns)
+    several = len(found) > 1
     with drawing(name):
-        size = (3.0 * columns + (2.0 if columns < 3 else 0), 2.7 * rows + 0.6 + 0.18 * len(drawn))
+        heights = [part.size[1] + 0.3 * several for part in found]
+        size = (max(part.size[0] for part in found), sum(heights))
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes, metric in zip(panels, metrics, strict=False):
-            _series_panel(axes, axis, drawn, metric)
-        for axes in panels[len(metrics) :]:
-            axes.set_axis_off()
-        if any(metric.startswith("accuracy") for metric in metrics):
-            note(figure, *group.accuracy_notes)
-        handles = _key(axis, drawn)
-        figure.legend(
-            handles=handles, loc="outside lower left", title="The rest of the configuration"
-        ).set_alignment("left")
-        heading = f"What changes with {axis.title[0].lower()}{axis.title[1:]}"
+        if several:
+            places = figure.subfigures(len(found), 1, squeeze=False, height_ratios=heights)
+            for part, place in zip(found, places.flatten(), strict=True):
+                _draw(place, part, _sentence(part.group.title), *part.notes)
+        else:
+            _draw(figure, found[0], *found[0].notes)
+        setting = found[0].axis.title
+        heading = f"What changes with {setting[0].lower()}{setting[1:]}"
+        captions = [_series_caption(part, several) for part in found]
+        alts = [f"{part.group.title}, {part.alt}" if several else part.alt for part in found]
         return save(
             figure,
             name,
             out,
-            title=heading,
-            caption=_series_caption(group, metrics, drawn, lines),
-            alt=f"{heading}: {listed(title(metric).lower() for metric in metrics)} in "
-            f"{count(len(drawn), 'line')}.",
+            title=_message(found[0]) or heading,
+            caption=" ".join((f"{heading}.", *captions)),
+            alt=f"{heading}: {'; '.join(alts)}.",
         )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}"
+
+
+def _draw(figure: Figure | SubFigure, part: Part, *notes: str) -> None:
+    """Draw the panels of one part."""
+    panels = figure.subplots(*part.grid, squeeze=False).flatten()
+    for axes, metric in zip(panels, part.metrics, strict=False):
+        _series_panel(axes, part.axis, part.drawn, metric)
+    for axes in panels[len(part.metrics) :]:
+        axes.set_axis_off()
+    if notes:
+        note(figure, *notes)
+    figure.legend(
+        handles=_key(part.axis, part.drawn),
+        loc="outside lower left",
+        title="The rest of the configuration",
+    ).set_alignment("left")
+
+
+def _message(part: Part) -> str:
+    """Say what the first line of a part does from its first to its last setting, if anything."""
+    found = []
+    for metric in part.metrics[:MAX_SAID]:
+        ends = [(at, point) for at, point in part.drawn[0].points if metric in point.estimates]
+        if len(ends) < 2 or not ends[0][1].value(metric):
+            return ""
+        (start, first), (stop, last) = ends[0], ends[-1]
+        found.append((start, stop, _change(part.group, first, last, metric)))
+    if len({each[:2] for each in found}) != 1:
+        return ""
+    start, stop, _ = found[0]
+    return f"{part.axis.title}, {start:g} to {stop:g}: {listed(said for *_, said in found)}"
+
+
+def _change(group: Group, first: Point, last: Point, metric: str) -> str:
+    """Say how a quantity changes from one point to another, as far as its noise lets one tell."""
+    before, after = first.estimates[metric].value, last.estimates[metric].value
+    noise = math.hypot(group.noise(first, metric), group.noise(last, metric))
+    name = title(metric).lower()
+    if abs(after - before) <= Z95 * noise:
+        return f"{name} the same within its noise"
+    if metric.startswith("accuracy"):
+        return f"{name} {100 * (after - before):+.1f} points"
+    return f"{name} {100 * (after / before - 1):+.0f} %"
 
 
 def _key(axis: Axis, drawn: Sequence[Series]) -> list[Line2D]:
@@ -79,19 +179,6 @@ def _key(axis: Axis, drawn: Sequence[Series]) -> list[Line2D]:
         off = f"the same with {axis.slot} off; shaded: its bar"
         handles.append(Line2D([], [], color=GREY, linestyle=OFF, label=drawable(off, 70)))
     return handles
-
-
-def _metrics(group: Group, lines: Sequence[Series]) -> list[str]:
-    """Return what to draw over a setting: what two points of one line have a value for."""
-    objectives = [f"accuracy.{task}" for task in group.tasks]
-    wanted = {each.name for each in group.objectives}
-    accuracies = sorted(objectives, key=lambda name: name not in wanted)[:MAX_TASKS]
-    names = [name for name in (group.memory, "step_seconds", *accuracies) if name]
-    return [
-        name
-        for name in names
-        if any(sum(name in point.estimates for _, point in line.points) > 1 for line in lines)
-    ]
 
 
 def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) -> None:
@@ -135,7 +222,8 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
     axes.set_xlabel(drawable(axis.title))
     axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
     if not metric.startswith("accuracy"):
-        axes.set_ylim(bottom=0)
+        # Room above: the margin is a share of what varies, and the axis starts at 0.
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
 def _reference(axes: Axes, estimate: Estimate, unit: Scale, colour: str) -> None:
@@ -158,14 +246,11 @@ def _ticks(lines: Sequence[Series], log: bool) -> list[float]:
     return kept
 
 
-def _series_caption(
-    group: Group, metrics: Sequence[str], drawn: Sequence[Series], lines: Sequence[Series]
-) -> str:
-    shown = [point for line in drawn for _, point in line.points]
-    values = (p.estimates[each] for p in shown for each in metrics if each in p.estimates)
-    parts = ["The points of a line differ in this setting only.", intervals(values)]
-    if len(lines) > len(drawn):
-        parts.append(f"The {len(drawn)} longest of {len(lines)} lines are drawn.")
-    if any(metric.startswith("accuracy") for metric in metrics):
-        parts += group.accuracy_notes
-    return " ".join(part for part in parts if part)
+def _series_caption(part: Part, several: bool) -> str:
+    shown = [point for line in part.drawn for _, point in line.points]
+    values = (p.estimates[each] for p in shown for each in part.metrics if each in p.estimates)
+    sentences = [f"{_sentence(part.group.title)}:"] if several else []
+    sentences += ["The points of a line differ in this setting only.", intervals(values)]
+    if len(part.lines) > len(part.drawn):
+        sentences.append(f"The {len(part.drawn)} longest of {len(part.lines)} lines are drawn.")
+    return " ".join(each for each in (*sentences, *part.notes) if each)

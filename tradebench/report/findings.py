@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from tradebench.report.cover import cover
 from tradebench.report.fronts import Z95, Group
 from tradebench.report.series import bits
 from tradebench.report.tables import SEVERITY, STATUS_WORDS, TRAINING, Point
@@ -14,11 +15,13 @@ from tradebench.result import Status
 from tradebench.trial import reshaped
 
 MAX_TWINS = 2
+MAX_PAIRS = 8
 
 
 def findings(group: Group) -> list[str]:
     """Return the group's findings, the plainest first."""
-    sentences = [_coverage(group), _training(group), _front(group), _smallest(group)]
+    sentences = [_coverage(group), _training(group), _front(group), _cover(group)]
+    sentences += [_alike(group), _smallest(group)]
     goals = [each.name for each in group.objectives if each.name.startswith("accuracy.")]
     goals = goals or [f"accuracy.{task}" for task in group.tasks[:1]] or ["step_seconds"]
     sentences += [_best(group, goal) for goal in goals]
@@ -52,6 +55,26 @@ def _front(group: Group) -> str:
     if possible:
         text += f", and the noise of the measurements does not rule out {possible} more"
     return f"{text}."
+
+
+def _cover(group: Group) -> str:
+    found = cover(group)
+    return "" if found is None else found.text
+
+
+def _alike(group: Group) -> str:
+    """Name the points on the front that no objective tells apart, by their numbers."""
+    numbers, pairs = group.numbers, []
+    near = {point.trial: point for point in group.labelled("front", "possible")}
+    for trial in near:
+        others = [other for other in group.alike.get(trial, ()) if other in near]
+        pairs += [(numbers[trial], numbers[o]) for o in others if numbers[trial] < numbers[o]]
+    if not pairs:
+        return ""
+    told = [f"{one} and {other}" for one, other in sorted(pairs)]
+    more = len(told) - MAX_PAIRS
+    words = "; ".join(told[:MAX_PAIRS]) + (f"; and {more} more pairs" if more > 0 else "")
+    return f"No objective tells these points of the front apart (numbers of the table): {words}."
 
 
 def _smallest(group: Group) -> str:
@@ -109,7 +132,7 @@ def _memory(group: Group, point: Point) -> float:
 
 
 def _smaller_twin(group: Group, point: Point, best: Point, goal: str) -> bool:
-    error = math.hypot(group.error(point, goal), group.error(best, goal))
+    error = math.hypot(group.noise(point, goal), group.noise(best, goal))
     gap = abs(point.estimates[goal].value - best.estimates[goal].value)
     return _memory(group, point) < _memory(group, best) and gap <= Z95 * error
 

@@ -67,7 +67,8 @@ class Group:
     """Points that may be compared: one kind of evidence, one model.
 
     `objectives` are those that some point has a value for, `absent` the names that none has.
-    `relative` maps a measurement to its spread between repeats, relative to the mean.
+    `relative` maps a measurement to its spread between repeats, relative to the mean. `alike` maps
+    a trial to those that no objective tells from it.
     """
 
     kind: Kind
@@ -78,6 +79,7 @@ class Group:
     absent: tuple[str, ...]
     standings: Mapping[str, Standing]
     relative: Mapping[str, float]
+    alike: Mapping[str, tuple[str, ...]]
 
     @property
     def title(self) -> str:
@@ -114,6 +116,10 @@ class Group:
     def standing(self, point: Point) -> Standing:
         """Return where the point stands."""
         return self.standings[point.trial]
+
+    def noise(self, point: Point, name: str) -> float:
+        """Return the error that may set the point before another: none between predictions."""
+        return _noise(point.estimates[name], self.relative[name])
 
     def labelled(self, *labels: Label) -> tuple[Point, ...]:
         """Return the points with one of these labels, in the order of the table."""
@@ -185,6 +191,7 @@ def _group(
         ),
         standings=_standings(members, objectives, relative),
         relative=relative,
+        alike=_alike(members, objectives, relative),
     )
 
 
@@ -257,13 +264,7 @@ def _standings(
 ) -> dict[str, Standing]:
     reasons = {point.trial: _incomplete(point, objectives) for point in members}
     complete = [point for point in members if not reasons[point.trial]]
-    chances = pareto.probability(
-        [[point.estimates[each.name].cost for each in objectives] for point in complete],
-        [
-            [_noise(point.estimates[each.name], relative[each.name]) for each in objectives]
-            for point in complete
-        ],
-    )
+    chances = pareto.probability(*_drawn(complete, objectives, relative))
     standings = {
         trial: Standing(label="incomplete", reason=reason)
         for trial, reason in reasons.items()
@@ -272,6 +273,34 @@ def _standings(
     for point, chance in zip(complete, chances, strict=True):
         standings[point.trial] = Standing(label=_label(chance), probability=chance)
     return standings
+
+
+def _alike(
+    members: Sequence[Point],
+    objectives: Sequence[Objective],
+    relative: Mapping[str, float],
+) -> dict[str, tuple[str, ...]]:
+    complete = [point for point in members if not _incomplete(point, objectives)]
+    found = pareto.alike(*_drawn(complete, objectives, relative), Z95)
+    return {
+        point.trial: tuple(complete[index].trial for index in others)
+        for point, others in zip(complete, found, strict=True)
+        if others
+    }
+
+
+def _drawn(
+    complete: Sequence[Point],
+    objectives: Sequence[Objective],
+    relative: Mapping[str, float],
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Return the costs of points and their standard errors, a row for each."""
+    costs = [[point.estimates[each.name].cost for each in objectives] for point in complete]
+    errors = [
+        [_noise(point.estimates[each.name], relative[each.name]) for each in objectives]
+        for point in complete
+    ]
+    return costs, errors
 
 
 def _noise(estimate: Estimate, relative: float) -> float:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # GitHub takes comments of up to 65,536 characters.
 MAX_CHARACTERS = 60_000
+ROWS = (None, 300, 100, 30, 10)  # of a table or list, until the whole is short enough
 MAX_NAME = 120
 MAX_REASON = 400
 MAX_NAMES = 8
@@ -26,19 +27,35 @@ CUT = "\n\nCut here to stay under {} characters; index.html and trials.csv hold 
 
 
 def text(run: Run, sections: Sequence[Section], compared: Comparison | None = None) -> str:
-    """Return the whole report, cut with a sentence where it would be too long."""
+    """Return the whole report, short enough for a comment.
+
+    Tables lose their last rows first, which are the farthest from the front; what is still too long
+    is cut with a sentence.
+    """
+    for most in ROWS:
+        whole = _text(run, sections, compared, most)
+        if len(whole) < MAX_CHARACTERS:
+            return whole
+    note = CUT.format(f"{MAX_CHARACTERS:,}")
+    kept = whole[: MAX_CHARACTERS - len(note) - 1]
+    return kept[: kept.rfind("\n")].rstrip() + note
+
+
+def _text(
+    run: Run, sections: Sequence[Section], compared: Comparison | None, most: int | None
+) -> str:
     blocks = [f"# {escape(content.heading(run))}", escape(content.question(run))]
     kinds = list(dict.fromkeys(section.group.kind for section in sections))
     if len(kinds) > 1:
         blocks.append(f"This run holds {' and '.join(kinds)} numbers, each kind on its own.")
     for section in sections:
-        blocks += _section(section)
+        blocks += _section(section, most)
     if compared is not None:
         blocks += _comparison(compared)
-    blocks += _predictions(run)
+    blocks += _predictions(run, most)
     blocks += _doubles(run)
     blocks += _rest(run, sections)
-    return _cut([block for block in blocks if block])
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def table(run: Run) -> str:
@@ -56,7 +73,7 @@ def escape(value: str) -> str:
     return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", plain)
 
 
-def _section(section: Section) -> list[str]:
+def _section(section: Section, most: int | None) -> list[str]:
     blocks = [
         f"## {escape(section.group.title)}",
         escape(" ".join(section.findings)),
@@ -74,10 +91,12 @@ def _section(section: Section) -> list[str]:
         "● on the Pareto front with P ≥ 0.9; ◐ P from 0.1 to 0.9; ○ less; · not comparable. "
         "± is the half-width of the 95 % interval."
     )
-    blocks.append(_table(section.columns, section.rows))
+    blocks.append(_table(section.columns, section.rows[:most]))
+    blocks += _left_out(len(section.rows), most, "point")
     if section.endings:
         blocks.append("### Points that did not end well, and why")
-        blocks.append("\n".join(_ending(each) for each in section.endings))
+        blocks.append("\n".join(_ending(each) for each in section.endings[:most]))
+        blocks += _left_out(len(section.endings), most, "reason")
     return blocks
 
 
@@ -140,6 +159,13 @@ def _comparison(compared: Comparison) -> list[str]:
     return blocks
 
 
+def _left_out(number: int, most: int | None, noun: str) -> list[str]:
+    """Say how many rows a table is short of."""
+    if most is None or number <= most:
+        return []
+    return [f"And {count(number - most, noun)} more, in index.html and trials.csv."]
+
+
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -153,17 +179,18 @@ def _ending(ending: content.Ending) -> str:
     return f"- **{ending.status}** ({points}): {reason}: {names}{also}"
 
 
-def _predictions(run: Run) -> list[str]:
+def _predictions(run: Run, most: int | None) -> list[str]:
     errors = prediction_errors(groups(run))
     if not errors:
         return []
     lines = [_line(["Point", "Quantity", "Predicted", "Measured", "Error"])]
     lines.append(_line(["---", "---", "---:", "---:", "---:"]))
-    for each in errors:
+    for each in errors[:most]:
         name = escape(shorten(each.name, MAX_NAME))
         numbers = (each.predicted, each.measured, each.error_text)
         lines.append(_line([name, each.measurement, *numbers]))
-    return [f"## {HEADING}", escape(" ".join(summary(errors))), "\n".join(lines)]
+    blocks = [f"## {HEADING}", escape(" ".join(summary(errors))), "\n".join(lines)]
+    return [*blocks, *_left_out(len(errors), most, "prediction")]
 
 
 def _doubles(run: Run) -> list[str]:
@@ -191,13 +218,3 @@ def _rest(run: Run, sections: Sequence[Section]) -> list[str]:
         blocks.append("## How to run it again")
         blocks.append(f"    {command}")
     return blocks
-
-
-def _cut(blocks: Sequence[str]) -> str:
-    """Keep whole lines from the start, and say where lines were left out."""
-    whole = "\n\n".join(blocks) + "\n"
-    if len(whole) < MAX_CHARACTERS:
-        return whole
-    note = CUT.format(f"{MAX_CHARACTERS:,}")
-    kept = whole[: MAX_CHARACTERS - len(note) - 1]
-    return kept[: kept.rfind("\n")].rstrip() + note

@@ -14,12 +14,21 @@ from markupsafe import Markup
 
 from tradebench import __version__
 from tradebench.errors import NothingToCompareError
-from tradebench.report import content, doubles, figures, findings, markdown, predictions, rungs
-from tradebench.report.claims import Comparison, comparison
+from tradebench.report import (
+    content,
+    doubles,
+    figures,
+    findings,
+    latex,
+    markdown,
+    predictions,
+    rungs,
+)
+from tradebench.report.claims import Comparison, comparison, first
 from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
-from tradebench.report.style import Picture
-from tradebench.report.tables import frame
+from tradebench.report.style import Folder, Picture
+from tradebench.report.tables import frame, write_parquet
 from tradebench.report.units import count
 
 if TYPE_CHECKING:
@@ -51,10 +60,19 @@ class Section:
         return " ".join(self.group.accuracy_notes) if self.group.tasks else ""
 
 
-def write(run: Run, out: Path, beside: Run | None = None) -> list[Path]:
-    """Write page, Markdown, CSV and figures into `out`; return the paths, the page first.
+def write(
+    run: Run,
+    out: Path,
+    beside: Run | None = None,
+    *,
+    pdf: bool = False,
+    parquet: bool = False,
+) -> list[Path]:
+    """Write page, Markdown, CSV, LaTeX and figures into `out`; return the paths, the page first.
 
-    The predictions of the run `beside` are set beside what single techniques change in this one.
+    With `pdf` every figure is written as PDF as well, with `parquet` the numbers as Parquet. The
+    predictions of the run `beside` are set beside what single techniques and settings change in
+    this one.
 
     Raises:
         NothingToCompareError: The run holds no Result.
@@ -64,24 +82,38 @@ def write(run: Run, out: Path, beside: Run | None = None) -> list[Path]:
         raise NothingToCompareError(f"{run.directory} holds no result yet: nothing to report")
     compared = comparison(run, beside)
     out.mkdir(parents=True, exist_ok=True)
-    found = sections(run, out)
+    predicted = None if beside is None else first(beside, "predicted")
+    found = sections(run, Folder(out, pdf), predicted)
     page, text, table = out / "index.html", out / "report.md", out / "trials.csv"
+    paper = out / "table.tex"
     page.write_text(_html(run, found, compared), encoding="utf-8")
     text.write_text(markdown.text(run, found, compared), encoding="utf-8")
-    frame(run).to_csv(table, index=False, lineterminator="\n")
+    shown = [each for point in predicted.points for each in point.results] if predicted else []
+    numbers = frame((*run.results, *shown))
+    numbers.to_csv(table, index=False, lineterminator="\n")
+    written = [page, text, table]
+    if tabular := latex.text(found):
+        paper.write_text(tabular, encoding="utf-8")
+        written.append(paper)
+    if parquet:
+        written.append(out / "trials.parquet")
+        write_parquet(numbers, written[-1])
     drawn = [path for section in found for each in section.pictures for path in each.paths]
-    return [page, text, table, *drawn]
+    return [*written, *drawn]
 
 
-def sections(run: Run, out: Path) -> list[Section]:
-    """Return every group with its figures drawn into `out`."""
+def sections(run: Run, out: Folder, beside: Group | None = None) -> list[Section]:
+    """Return every group with its figures drawn into `out`.
+
+    What `beside` predicts stands in those of what was measured.
+    """
     found = []
     for number, group in enumerate(predictions.apart(groups(run))):
         shown = content.columns(group)
         climbed = ladder(run, group)
         # The first group has the plain names; kinds and models never share a figure.
         suffix = f"-{group.kind}-{number}" if number else ""
-        pictures = figures.draw(group, out, suffix)
+        pictures = figures.draw(group, out, suffix, beside if group.kind == "measured" else None)
         if climbed is not None and climbed.columns:
             pictures = [rungs.ladder_figure(group, climbed, f"ladder{suffix}", out), *pictures]
         section = Section(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,6 +14,7 @@ from tradebench.report.style import (
     GREY,
     SKY,
     VERMILLION,
+    Folder,
     Picture,
     drawable,
     drawing,
@@ -30,7 +29,7 @@ ROW_HEIGHT = 0.36
 MAX_NAME = 52
 
 
-def ladder_figure(group: Group, ladder: Ladder, name: str, out: Path) -> Picture:
+def ladder_figure(group: Group, ladder: Ladder, name: str, out: Folder) -> Picture:
     """Draw a panel per measurement with a bar per row, row 0 at the top."""
     names = [_row_name(rung) for rung in ladder.rungs]
     columns = len(ladder.columns)
@@ -52,7 +51,7 @@ def ladder_figure(group: Group, ladder: Ladder, name: str, out: Path) -> Picture
             if column.name in rung.row.point.estimates
         )
         caption = (
-            "Beside each bar stands its change against the row before. Blue: better; orange: "
+            "The ladder: beside each bar its change against the row before. Blue: better; orange: "
             "worse; pale: not to be told apart, or row 0; grey: not compared. "
             f"{ladder.note} {intervals(values)} "
             f"{' '.join(group.accuracy_notes) if accuracies else ''}"
@@ -61,11 +60,24 @@ def ladder_figure(group: Group, ladder: Ladder, name: str, out: Path) -> Picture
             figure,
             name,
             out,
-            title="The ladder",
+            title=_message(ladder),
             caption=" ".join(caption.split()),
             alt=f"Bars for {count(len(names), 'row')} of a ladder, from {names[0]} at the top to "
             f"{names[-1]} at the bottom.",
         )
+
+
+def _message(ladder: Ladder) -> str:
+    """Say what all the rows together do to the first quantity."""
+    column = ladder.columns[0]
+    found = [rung.row.point.estimates.get(column.name) for rung in ladder.rungs]
+    known = [estimate.value for estimate in found if estimate is not None]
+    rows = count(len(found) - 1, "change")
+    if len(known) < 2:
+        return f"{rows}, one after the other"
+    start, end = (column.scale.text(value) for value in (known[0], known[-1]))
+    verb = "takes" if len(found) == 2 else "take"
+    return f"{rows} {verb} {column.title[:1].lower()}{column.title[1:]} from {start} to {end}"
 
 
 def _row_name(rung: Rung) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -22,6 +21,7 @@ from tradebench.report.style import (
     COLOURS,
     GREY,
     SHAPES,
+    Folder,
     Picture,
     drawable,
     drawing,
@@ -31,7 +31,7 @@ from tradebench.report.style import (
     whiskers,
 )
 from tradebench.report.tables import Point
-from tradebench.report.units import Scale, listed, scale, title
+from tradebench.report.units import Scale, count, listed, scale, title
 
 MAX_OBJECTIVES = 4
 MAX_NUMBERED = 16
@@ -80,7 +80,7 @@ def _method(point: Point, slot: str | None) -> str:
     return "off" if fields is None else str(fields.get("method", "on"))
 
 
-def pareto_figure(group: Group, name: str, out: Path) -> Picture | None:
+def pareto_figure(group: Group, name: str, out: Folder) -> Picture | None:
     """Draw each pair of objectives; a fill says which points are on the front of all of them."""
     shown = group.objectives[:MAX_OBJECTIVES]
     pairs = list(combinations(shown, 2))
@@ -96,11 +96,19 @@ def pareto_figure(group: Group, name: str, out: Path) -> Picture | None:
             figure,
             name,
             out,
-            title="The Pareto front",
+            title=_message(group),
             caption=_pareto_caption(group, drawn, names),
             alt=f"Scatter plots of {names}. On the front: "
             f"{listed(p.name for p in group.labelled('front')) or 'no point'}.",
         )
+
+
+def _message(group: Group) -> str:
+    """Say how many points nothing beats."""
+    sure, possible = len(group.labelled("front")), len(group.labelled("possible"))
+    total = sure + possible + len(group.labelled("dominated"))
+    also = f", and perhaps {possible} more" if possible else ""
+    return f"Nothing beats {sure} of {count(total, 'point')} in everything at once{also}"
 
 
 def _pareto_panels(

@@ -59,6 +59,7 @@ STYLE: Mapping[str, Any] = {
     "text.parse_math": False,
     # Text stays text: it can be searched, selected and read aloud.
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType, as journals ask for
 }
 
 
@@ -74,6 +75,14 @@ class Picture:
     paths: tuple[Path, ...]
 
 
+@dataclass(frozen=True)
+class Folder:
+    """Where figures go; with `pdf`, each as PDF as well."""
+
+    path: Path
+    pdf: bool = False
+
+
 @contextmanager
 def drawing(name: str) -> Iterator[None]:
     """Draw with the style of the reports, whatever style the user's own matplotlibrc asks for."""
@@ -81,19 +90,27 @@ def drawing(name: str) -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, name: str, out: Path, title: str, caption: str, alt: str) -> Picture:
-    """Write `name`.svg and `name`.png into `out`, without dates or versions in them."""
-    # The layout is found once: it takes longer than the drawing, and both files get the same one.
+def save(figure: Figure, name: str, out: Folder, title: str, caption: str, alt: str) -> Picture:
+    """Write the figure as SVG and PNG, and as PDF where it is wanted, without dates or versions.
+
+    The title is one message; the files carry it among their metadata.
+    """
+    # The layout is found once: it takes longer than the drawing, and all files get the same one.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    said = {"Title": clean(title)}
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, **said})
     svg = buffer.getvalue()
-    paths = (out / f"{name}.svg", out / f"{name}.png")
+    paths = [out.path / f"{name}.svg", out.path / f"{name}.png"]
     paths[0].write_text(svg, encoding="utf-8")
-    figure.savefig(paths[1], format="png", metadata={"Software": None})
+    figure.savefig(paths[1], format="png", metadata={"Software": None, **said})
+    if out.pdf:
+        paths.append(out.path / f"{name}.pdf")
+        undated = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+        figure.savefig(paths[2], format="pdf", metadata={**undated, **said})
     return Picture(
-        name=name, title=title, caption=caption, alt=alt, svg=_inline(svg, name), paths=paths
+        name=name, title=title, caption=caption, alt=alt, svg=_inline(svg, name), paths=tuple(paths)
     )
 
 

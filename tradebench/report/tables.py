@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from tradebench.errors import UserError
 from tradebench.report.units import clean, listed, title
 from tradebench.result import PHASES, Fit, Kind, Measurement, Result, Status
 from tradebench.trial import sequences
@@ -20,7 +22,6 @@ from tradebench.trial import sequences
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tradebench.store import Run
 
 KINDS: tuple[Kind, ...] = ("measured", "predicted", "published")
 MEMORY = ("peak_tensor_bytes", "peak_reserved_bytes", "peak_allocated_bytes", "peak_process_bytes")
@@ -244,15 +245,15 @@ def memory_name(found: Sequence[Point], objectives: Iterable[str]) -> str | None
     )
 
 
-def frame(run: Run) -> pd.DataFrame:
-    """Return the run as a tidy table: one row per Result and measurement.
+def frame(results: Iterable[Result]) -> pd.DataFrame:
+    """Return Results as a tidy table: one row per Result and measurement.
 
     A Result without measurements has one row, so that no point of the suite goes missing.
     """
     import pandas as pd
 
     rows = []
-    for result in run.results:
+    for result in results:
         head = {
             "suite": result.suite,
             "kind": result.kind,
@@ -272,6 +273,21 @@ def frame(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
+def write_parquet(table: pd.DataFrame, file: Path) -> None:
+    """Write what `frame` makes; numbers are 64-bit floats, which hold bytes up to 8 petabytes.
+
+    Raises:
+        UserError: The library that writes it is missing.
+    """
+    typed = table.astype(dict.fromkeys(WHOLE, "Int64") | dict.fromkeys(REAL, "float64"))
+    try:
+        typed.to_parquet(file, index=False)
+    except ImportError:
+        raise UserError("Parquet needs pyarrow: pip install pyarrow") from None
+
+
+WHOLE = ("repeat", "attempt", "samples")
+REAL = ("value", "interval_95_low", "interval_95_high", "samples_min", "samples_max")
 COLUMNS = (
     *("suite", "kind", "trial", "repeat", "attempt", "label", "model", "status", "phase"),
     *("reason", "measurement", "title", "value", "unit", "better", "interval_95_low"),

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tradebench.report import predictions
-from tradebench.report.content import Cell, Column, headline, rows
+from tradebench.report.content import Cell, Column, Row, headline, rows
 from tradebench.report.fronts import Group, groups
+from tradebench.report.plot import plot
 from tradebench.report.tables import TRAINING
 from tradebench.report.units import count, listed, shorten, title
 
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
 
 MAX_NAME = 60
 MAX_ROWS = 40
+MIN_NAME = 20
+ROOMY = 120
 STATUS_STYLES = {"ok": "green", "skipped": "dim", "failed": "red"}
 
 
-def table(run: Run) -> RenderableType:
-    """Return a table and a summary line for every kind of evidence, and how predictions did."""
+def table(run: Run, width: int | None = None) -> RenderableType:
+    """Return a table and a summary line for every kind of evidence, and how predictions did.
+
+    On a terminal of `width` columns the front is drawn above them.
+    """
     found = groups(run)
     if not found:
         return Text("No point has a result yet.")
     parts: list[RenderableType] = []
     for group in predictions.apart(found):
-        parts += [_table(group), Text(summary(group))]
+        drawn = None if width is None else plot(group, width)
+        parts += [drawn, Text("")] if drawn is not None else []
+        parts += [_table(group, width), Text(summary(group))]
         if group.training_note:
             parts.append(Text(f"{group.training_note} {TRAINING}"))
     errors = predictions.summary(predictions.prediction_errors(found))
@@ -47,33 +55,48 @@ def summary(group: Group) -> str:
     return f"{text}, {len(possible)} more possible." if possible else f"{text}."
 
 
-def _table(group: Group) -> Table:
+def _table(group: Group, width: int | None) -> Table:
     shown = headline(group)
-    drawn = Table(title=group.title, title_justify="left", box=None, padding=(0, 1))
+    found = rows(group, shown)
+    # A narrow window folds names, heads and intervals, and cuts no number.
+    narrow = width is not None and width < ROOMY
+    drawn = Table(title=group.title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     drawn.add_column("")
-    drawn.add_column("point", overflow="fold")
-    drawn.add_column("status", overflow="fold")
+    drawn.add_column("")
+    drawn.add_column("point", overflow="fold", min_width=MIN_NAME if narrow else None)
+    told = any(row.status_text not in ("ok", "fits") for row in found)
+    if told:
+        drawn.add_column("status", overflow="fold")
     for column in shown:
-        # A narrow window wraps numbers and cuts none.
         head = f"{_short(column.title)}\n{column.scale.unit}"
-        drawn.add_column(head, justify="right", overflow="fold")
-    for row in rows(group, shown)[:MAX_ROWS]:
+        drawn.add_column(
+            head.replace(" ", "\n") if narrow else head, justify="right", overflow="fold"
+        )
+    for row in found[:MAX_ROWS]:
         drawn.add_row(
+            str(row.number),
             row.mark,
             # Text, not a string: a name is never read as markup.
             Text(shorten(row.name, MAX_NAME)),
-            Text(row.status_text, style=STATUS_STYLES.get(row.status, "yellow")),
-            *(_number(column, cell) for column, cell in zip(shown, row.cells, strict=True)),
+            *([_status(row)] if told else []),
+            *(
+                _number(column, cell, "\n" if narrow else " ")
+                for column, cell in zip(shown, row.cells, strict=True)
+            ),
         )
     if len(group.points) > MAX_ROWS:
-        drawn.add_row("", f"and {len(group.points) - MAX_ROWS} more, all of them in the report")
+        drawn.add_row("", "", f"and {len(group.points) - MAX_ROWS} more, all of them in the report")
     return drawn
 
 
-def _number(column: Column, cell: Cell) -> Text:
+def _status(row: Row) -> Text:
+    return Text(row.status_text, style=STATUS_STYLES.get(row.status, "yellow"))
+
+
+def _number(column: Column, cell: Cell, between: str) -> Text:
     """Return the number; room for its interval is kept for accuracies, where it is widest."""
     interval = cell.plus_minus if column.name.startswith("accuracy") else ""
-    return Text(f"{cell.text} {interval}".strip())
+    return Text(f"{cell.text}{between}{interval}".strip())
 
 
 def _short(head: str) -> str:

@@ -265,7 +265,8 @@ class _Sweep:
             run=self._files,
             program=options.program,
             preload=options.preload,
-            environment=_shared(point.environment, engine.jobs),
+            # One that takes every place has the machine to itself.
+            environment=_shared(point.environment, engine.jobs if trial.ranks < engine.jobs else 1),
             ranks=trial.ranks,
             # Ranks on one machine share its cores.
             threads=options.threads or (1 if trial.ranks > 1 else _default_threads()),

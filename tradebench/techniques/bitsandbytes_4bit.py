@@ -95,10 +95,10 @@ class FourBit(Technique):
                 module=packed,
             ).to(request.device)
             packed.bias = linear.bias
-            return request.keep(packed)
+            return packed  # type: ignore[no-any-return]  # bitsandbytes is untyped
 
         if request.quantization is None:
-            replace_linears(model, quantize, request.around)
+            replace_linears(model, quantize, request)
             # peft asks for this before it wraps a layer.
             model.is_loaded_in_4bit = True  # type: ignore[assignment]  # a flag
         for module in model.modules():

@@ -48,6 +48,11 @@ class Float8(Technique):
         """`fp8`, or `fp8 rowwise`."""
         return self.method if self.scaling == "tensorwise" else f"{self.method} {self.scaling}"
 
+    @property
+    def piecemeal(self) -> bool:
+        """Every layer is converted by itself."""
+        return True
+
     def conflicts(self, trial: Trial) -> list[str]:
         """Quantized layers multiply in their own way."""
         if trial.method("quantization") is not None:
@@ -88,7 +93,7 @@ class Float8(Technique):
             converted: nn.Module = Float8Linear.from_float(linear, config)
             return converted
 
-        replace_linears(model, convert)
+        replace_linears(model, convert, request)
         return model
 
     def effect(self, model: nn.Module) -> Effect:

@@ -59,6 +59,11 @@ class LoftQ(Lora):
         return True
 
     @property
+    def piecemeal(self) -> bool:
+        """Every adapter starts from the error of one layer."""
+        return True
+
+    @property
     def label(self) -> str:
         """As of lora, with the rounds where there are several."""
         words = [super().label]
@@ -87,7 +92,7 @@ class LoftQ(Lora):
     def cautions(self, trial: Trial) -> list[str]:
         """What loading takes, and what scores before training are of."""
         found = super().cautions(trial)
-        if trial.model.weights != "random":
+        if trial.model.weights != "random" and not trial.in_shares:
             found.append(
                 "loftq needs the dense weights: all of them are loaded before they are quantized"
             )

@@ -37,6 +37,11 @@ class Oft(PeftAdapter):
     )
 
     @property
+    def piecemeal(self) -> bool:
+        """Rotations start as none, whatever the weights are."""
+        return True
+
+    @property
     def label(self) -> str:
         """`oft b16`, and whether it is merged."""
         return f"{self.method} b{self.block}" + " merged" * self.merge

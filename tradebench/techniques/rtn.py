@@ -41,6 +41,11 @@ class RoundToNearest(Technique):
         """`rtn 4-bit g128`."""
         return f"{self.method} {self.bits}-bit g{self.group}"
 
+    @property
+    def piecemeal(self) -> bool:
+        """Every layer is rounded by itself."""
+        return True
+
     def conflicts(self, trial: Trial) -> list[str]:
         """Packed weights cannot be trained themselves, nor take an adapter in."""
         reasons = []
@@ -65,7 +70,7 @@ class RoundToNearest(Technique):
         def quantize(linear: nn.Linear) -> nn.Module:
             return PackedLinear(linear, self.bits, self.group)
 
-        replace_linears(model, quantize, request.around)
+        replace_linears(model, quantize, request)
         return model
 
     def effect(self, model: nn.Module) -> Effect:

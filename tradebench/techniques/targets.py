@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from tradebench.techniques.protocol import Around
+    from tradebench.techniques.protocol import LoadRequest
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -54,15 +54,19 @@ def of_adapter(model: nn.Module, name: str) -> bool:
 
 
 def replace_linears(
-    model: nn.Module, make: Callable[[nn.Linear], nn.Module], around: Around | None = None
+    model: nn.Module, make: Callable[[nn.Linear], nn.Module], request: LoadRequest | None = None
 ) -> None:
     """Put `make(linear)` in the place of every decoder linear, one at a time.
 
     Each dense weight is released before the next one is converted, so the peak is the model plus
-    one layer. `around`, of a request to load, goes between the two.
+    one layer. `around` of a request to load goes between the two, and of what comes of a layer its
+    `keep` is kept.
     """
     for name in [name for name, _ in decoder_linears(model)]:
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]  # one of ours
-        replacement = make(linear) if around is None else around(name, linear, make)
+        if request is None:
+            replacement = make(linear)
+        else:
+            replacement = request.keep(request.around(name, linear, make))
         model.set_submodule(name, replacement)
         del linear

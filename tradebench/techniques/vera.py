@@ -38,6 +38,11 @@ class Vera(PeftAdapter):
     initial: float = Field(INITIAL, gt=0, description="what each layer's vector d starts from")
 
     @property
+    def piecemeal(self) -> bool:
+        """Vectors and the shared pair go by shapes alone."""
+        return True
+
+    @property
     def label(self) -> str:
         """`vera r256`, with another start where there is one, and whether it is merged."""
         words = [f"{self.method} r{self.rank}"]

@@ -76,7 +76,7 @@ class Engine(Protocol):
 
     @property
     def jobs(self) -> int:
-        """How many trials may share a machine's processor; with more than one, times suffer."""
+        """How many processes of trials share a machine's processor; times suffer from others'."""
 
     def has_room(self, ranks: int) -> bool:
         """Whether a job of so many processes may be submitted now."""

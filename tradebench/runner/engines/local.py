@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -254,9 +255,7 @@ class LocalEngine:
         first = next((death for death in deaths if death.signal or death.exit), deaths[0])
         own = [death for death in deaths if death.rank not in flight.left]
         cause: Literal["memory_kill"] | None = None
-        if first.signal and process.out_of_memory_kills() > self._memory_kills:
-            # The kernel counts, and does not name: a kill explains the death of one trial.
-            self._memory_kills += 1
+        if first.signal and self._were_for_memory(own):
             cause = "memory_kill"
         return Ended(
             key=key,
@@ -266,6 +265,17 @@ class LocalEngine:
             deaths=() if flight.job.launcher else tuple(own),
             left=flight.left,
         )
+
+    def _were_for_memory(self, deaths: Sequence[Death]) -> bool:
+        """Whether the kernel took a trial of which these ranks have died, for want of memory.
+
+        The kernel counts its kills, and does not name them: each explains one process that was
+        killed, and where nothing else runs all of them are this trial's.
+        """
+        new = process.out_of_memory_kills() - self._memory_kills
+        killed = sum(death.signal == signal.SIGKILL for death in deaths)
+        self._memory_kills += min(new, max(1, killed)) if self._flights else new
+        return new > 0
 
 
 def _death(rank: int, status: int) -> Death:

@@ -107,8 +107,9 @@ class RayEngine:
     """Runs jobs on a cluster, which must have this tradebench installed on every node.
 
     Every trial starts a fresh interpreter. On GPUs it asks for one per process; elsewhere for so
-    many cores that no more than `jobs` trials share the largest node. One that no node could hold
-    even if it were idle is given up after `patience` seconds, in which a cluster may grow.
+    many cores per process that no more than `jobs` of them share the largest node. One that no node
+    could hold even if it were idle is given up after `patience` seconds, in which a cluster may
+    grow.
     """
 
     isolation: Isolation = "exec"
@@ -200,9 +201,11 @@ class RayEngine:
         cores = float(job.ranks * job.threads)
         if self._cluster.has_gpus:
             return {"CPU": cores, "GPU": float(job.ranks)}
-        # More than an equal share among one more: then `jobs` trials fit on a node, and no others.
+        # More than an equal share among one more: then `jobs` processes fit on a node, and no
+        # others. A trial of more processes than that has the node to itself.
         largest = max((node.get("CPU", 0.0) for node in self._cluster.nodes()), default=0.0)
-        needs = {"CPU": max(cores, float(largest // (self.jobs + 1) + 1) if largest else 0.0)}
+        share = float(largest // (self.jobs + 1) + 1)
+        needs = {"CPU": max(cores, min(job.ranks * share, largest))}
         if job.memory_cap is not None:
             needs["memory"] = float(job.ranks * job.memory_cap)
         return needs

@@ -1,0 +1,122 @@
+"""How much the front has reached as a whole: its hypervolume, as a share of what could be reached.
+
+One number for a front says whether all of it got better or worse. It needs a corner to be counted
+from: the limits of the suite, which stay the same from run to run; where an objective has none, the
+worst value of this run, and the number is this run's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tradebench import pareto
+from tradebench.report.fronts import Group, Objective
+from tradebench.report.tables import Point
+from tradebench.report.units import listed, show, significant, title
+
+MAX_POINTS = 100  # the time that a hypervolume takes grows faster than their number
+QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cover:
+    """The share of the space from the corner to perfection that the front dominates.
+
+    `low` and `high` hold 95 % of what the noise of the measurements makes of it. `fixed` says
+    whether the whole corner is the suite's, so that the number compares with that of another run.
+    """
+
+    share: float
+    low: float
+    high: float
+    corner: str
+    fixed: bool
+
+    @property
+    def text(self) -> str:
+        """The number in a sentence."""
+        low, share, high = (significant(100 * each) for each in (self.low, self.share, self.high))
+        span = "" if low == high else f" ({low} to {high} %)"
+        alone = (
+            "" if self.fixed else "; where the suite sets no limit, that is the worst of this run"
+        )
+        return (
+            f"The front covers {share} %{span} of the space between perfection and {self.corner}"
+            f"{alone}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """From 0, which is perfect, to 1 at the corner: a cost, a share to be high, or a rate."""
+
+    corner: float
+    better: Literal["less", "share", "more"]
+
+    def place(self, value: float) -> float:
+        """Where a value lies."""
+        if self.better == "less":
+            return value / self.corner
+        if self.better == "share":
+            return (1 - value) / (1 - self.corner)
+        return self.corner / value
+
+    def slope(self, value: float) -> float:
+        """By how much the place moves with the value."""
+        if self.better == "less":
+            return 1 / self.corner
+        if self.better == "share":
+            return 1 / (1 - self.corner)
+        return self.corner / value**2
+
+
+def cover(group: Group) -> Cover | None:
+    """Return the cover of a group's front; None where there is none to speak of."""
+    complete = [point for point in group.ok if group.standing(point).probability is not None]
+    if len(group.objectives) < 2 or len(complete) < 2:
+        return None
+    axes = {each.name: axis for each in group.objectives if (axis := _axis(each, complete))}
+    if len(axes) < len(group.objectives):
+        return None
+    # What has no chance of being on the front adds nothing to what the front covers.
+    kept = [point for point in complete if group.standing(point).probability]
+    if len(kept) > MAX_POINTS:
+        return None
+    places, errors = [], []
+    for point in kept:
+        values = {name: point.estimates[name].value for name in axes}
+        places.append([axis.place(values[name]) for name, axis in axes.items()])
+        errors.append(
+            [axis.slope(values[name]) * group.noise(point, name) for name, axis in axes.items()]
+        )
+    corner = [1.0] * len(axes)
+    share = pareto.hypervolume(places, corner)
+    noisy = any(any(row) for row in errors)
+    drawn = sorted(pareto.volumes(places, errors, corner)) if noisy else [share]
+    low, high = (drawn[round(each * (len(drawn) - 1))] for each in QUANTILES)
+    told = (
+        f"{title(each.name).lower()} {show(each.name, axes[each.name].corner, each.unit)}"
+        for each in group.objectives
+    )
+    return Cover(
+        share=share,
+        low=min(low, share),
+        high=max(high, share),
+        corner=listed(told),
+        fixed=all(each.limit is not None for each in group.objectives),
+    )
+
+
+def _axis(objective: Objective, complete: Sequence[Point]) -> Axis | None:
+    """The suite's limit is the corner; else the worst value, and 0 of a share."""
+    values = [point.estimates[objective.name].value for point in complete]
+    if objective.better == "less":
+        corner = max(values) if objective.limit is None else objective.limit
+        return Axis(corner=corner, better="less") if corner > 0 <= min(values) else None
+    if objective.unit == "1" and all(0 <= value <= 1 for value in values):
+        corner = objective.limit or 0.0
+        return Axis(corner=corner, better="share") if corner < 1 else None
+    corner = min(values) if objective.limit is None else objective.limit
+    return Axis(corner=corner, better="more") if corner > 0 < min(values) else None
