@@ -282,6 +282,17 @@ def tiny_trial(tiny_model_path: str) -> Callable[..., Trial]:
     return make
 
 
+@pytest.fixture(scope="session")
+def fits_a_screen() -> Callable[[str], bool]:
+    """Whether a text is read without scrolling."""
+
+    def fits(text: str) -> bool:
+        lines = text.splitlines()
+        return len(lines) <= 24 and max(map(len, lines)) <= 80
+
+    return fits
+
+
 @pytest.fixture(scope="module")
 def quick_collections() -> Iterator[None]:
     """Leave what the imports made out of garbage collections, of which a rehearsal makes two."""

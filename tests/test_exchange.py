@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -132,6 +133,23 @@ def test_a_report_from_a_gpu_has_the_counters_of_its_allocator() -> None:
     assert found.environment.hardware["gpus"] == [{"name": "NVIDIA H100 80GB HBM3"}]
 
 
+def test_ranks_add_their_throughput_and_a_sum_of_memory_is_no_peak() -> None:
+    content = json.loads((EXAMPLES / "optimum-benchmark.json").read_text())
+    one = read("optimum-benchmark", "optimum-benchmark.json")
+    content["config"]["launcher"] = {"name": "torchrun", "nproc_per_node": 2}
+    latency = content["report"]["train"]["latency"]
+    latency["values"] = latency["values"] * 2
+    (found,) = exchange.reader("optimum-benchmark")(content, "s")
+
+    assert found.value("tokens_per_second") == pytest.approx(
+        2 * (one.value("tokens_per_second") or 0)
+    )
+    assert found.value("step_seconds") == one.value("step_seconds")
+    assert "120 samples in 7.728 s are 15.53" in found.warnings[0]
+    assert "a sum over 2 devices, is left out" in found.warnings[1]
+    assert not any(name.startswith("peak") for name in found.measurements)
+
+
 def test_a_report_on_inference_is_refused() -> None:
     content = json.loads((EXAMPLES / "optimum-benchmark.json").read_text())
     content["config"]["scenario"]["name"] = "inference"
@@ -223,6 +241,37 @@ def test_statistics_are_pytest_benchmarks_own(run: Run, tmp_path: Path) -> None:
     assert ours.keys() - {"data", "iterations"} == expected.keys()
     for name in ("min", "max", "mean", "stddev", "median", "total", "ops"):
         assert ours[name] == pytest.approx(expected[name])
+
+
+@pytest.mark.slow
+def test_benchmarks_of_the_harness_itself_are_held_to_a_baseline(
+    ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As pytest-benchmark writes them: imported, checked, and exported for its `compare`."""
+    own = Path(__file__).parent / "benchmarks" / "test_light_side.py"
+    quick = ("--benchmark-only", "--benchmark-min-rounds=5", "--benchmark-max-time=0.1")
+    command = [sys.executable, "-m", "pytest", str(own), *quick, "--benchmark-json=b.json"]
+    subprocess.run([*command, "-p", "no:cacheprovider"], check=True, capture_output=True)
+    content = json.loads(Path("b.json").read_text())
+    slowed = content["benchmarks"][0]
+    slowed["stats"]["data"] = [2 * value for value in slowed["stats"]["data"]]
+    Path("slow.json").write_text(json.dumps(content))
+
+    assert ask("import", "b.json", "--from", "pytest-benchmark") == 0
+    assert ask("baseline", "set", "latest", "-o", "base.json", "--allow-flagged") == 0
+    assert ask("check", "latest", "--baseline", "base.json") == 0
+    assert ask("import", "slow.json", "--from", "pytest-benchmark") == 0
+    capsys.readouterr()
+    assert ask("check", "latest", "--baseline", "base.json") == 1
+    said = capsys.readouterr().out
+    assert f"regressed:\n  {slowed['fullname']}\n" in said
+    assert "(+100 %)" in said
+
+    assert ask("export", "latest", "--to", "pytest-benchmark", "-o", "again.json") == 0
+    again = json.loads(Path("again.json").read_text())["benchmarks"]
+    assert [each["stats"]["data"] for each in again] == [
+        each["stats"]["data"] for each in content["benchmarks"]
+    ]
 
 
 # Tables and trackers.
@@ -344,31 +393,57 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
     assert f"pip install 'tradebench[{form}]'" in capsys.readouterr().err
 
 
+@pytest.fixture
+def two(run: Run) -> Run:
+    return replace(run, results=run.results[:2])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["mlflow", "wandb"])
-def test_trackers_keep_what_they_are_given(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
-    """Against the real library and its local store, where it is installed."""
-    pytest.importorskip(form)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    few = Run(
-        directory=run.directory,
-        header=run.header,
-        results=run.results[:2],
-        attempts=(),
-        problems=(),
-    )
-    (told,) = exchange.writer(form)([few], tmp_path / "store")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own libraries
+def test_mlflows_own_client_reads_what_its_store_was_given(two: Run, tmp_path: Path) -> None:
+    """With the real library, where it is installed; tests/test_trackers_beside.py installs it."""
+    mlflow = pytest.importorskip("mlflow")
+    (told,) = exchange.writer("mlflow")([two], tmp_path / "m.db")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'm.db'}")
+    experiment = client.get_experiment_by_name("tradebench quickstart-full")
+    found = client.search_runs([experiment.experiment_id])
+    (parent,) = (each for each in found if "mlflow.parentRunId" not in each.data.tags)
+    children = {each.info.run_name: each for each in found if each is not parent}
 
-    assert told.startswith("2 runs ")
-    if form == "mlflow":
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'store'}")
-        found = client.search_runs(["1"], "tags.kind = 'measured'")
-        assert {each.data.metrics["peak_tensor_bytes"] for each in found} == {
-            each.value("peak_tensor_bytes") for each in few.results
+    assert told == "2 runs under example in the experiment 'tradebench quickstart-full'"
+    assert parent.info.run_name == "example"
+    assert children.keys() == {result.label for result in two.results}
+    for result in two.results:
+        child = children[result.label]
+        steps = client.get_metric_history(child.info.run_id, "step_seconds.sample")
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["trial"] == result.trial
+        assert child.data.params["budget.steps"] == "120"
+        assert child.info.status == "FINISHED"
+        assert {name: child.data.metrics[name] for name in result.measurements} == {
+            name: each.value for name, each in result.measurements.items()
         }
-    else:
-        assert len(list((tmp_path / "store" / "wandb").glob("offline-run-*"))) == 2
+        assert tuple(each.value for each in sorted(steps, key=lambda each: each.step)) == (
+            result.measurements["step_seconds"].samples
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wandb_keeps_a_run_for_every_result_until_it_is_synced(
+    two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of Weights & Biases; its files hold names and values as text."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (told,) = exchange.writer("wandb")([two], tmp_path / "store")
+    files = (tmp_path / "store" / "wandb").glob("offline-run-*/*.wandb")
+    kept = [file.read_bytes() for file in files]
+
+    assert told == "2 runs of the group example in the project store"
+    assert len(kept) == 2
+    for result in two.results:
+        (content,) = (each for each in kept if f'"{result.label}"'.encode() in each)
+        for name, each in result.measurements.items():
+            assert name.encode() in content
+            assert str(each.value).encode() in content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from tradebench import cli, store
 from tradebench.commands import gating, header, repetition, turns
 from tradebench.pytest_plugin import Gate
 from tradebench.regression import baseline as baselines
+from tradebench.regression import summary
+from tradebench.regression.gate import judge
+from tradebench.regression.sample import of_runs
 from tradebench.result import Result
 from tradebench.runner.observer import Summary
 from tradebench.runner.options import Options
@@ -169,6 +173,7 @@ def test_a_check_is_green_on_no_change_and_red_with_its_reason_on_one_screen(
     ask: Ask,
     baseline: Path,
     capsys: pytest.CaptureFixture[str],
+    fits_a_screen: Callable[[str], bool],
     planted: Mapping[str, Any],
     code: int,
     said: str,
@@ -176,9 +181,60 @@ def test_a_check_is_green_on_no_change_and_red_with_its_reason_on_one_screen(
     assert ask("check", write_run(9, **planted), "--baseline", baseline) == code
 
     text = capsys.readouterr().out
-    assert said in text
-    assert len(text.splitlines()) <= 24
+    assert said in " ".join(text.split())
+    assert fits_a_screen(text)
     assert ("regressed:\n  nf4\n" in text) == (code == 1)
+
+
+def test_one_screen_says_what_how_sure_why_and_what_to_do(
+    ask: Ask,
+    baseline: Path,
+    capsys: pytest.CaptureFixture[str],
+    fits_a_screen: Callable[[str], bool],
+) -> None:
+    """With more possible causes than are listed."""
+    newer = {**ENVIRONMENT, "software": {f"package{n}": "1.0.0" for n in range(20)}}
+    run = write_run(9, slower=1.2, environment=newer)
+    assert ask("check", run, "--baseline", baseline) == 1
+
+    text = capsys.readouterr().out
+    said = " ".join(text.split())
+    assert fits_a_screen(text)
+    for part in (
+        r"regressed: nf4 Step time: \d+\.\d ms -> \d+\.\d ms \(\+\d\d\.\d %\)",
+        r"margin 5\.00 %; found from \d\.\d\d % on; 5 baseline runs, their own spread",
+        r"also changed: software\.package0: none -> 1\.0\.0; .* and 13 more",
+        r"next: run what regressed again, to be sure: check --confirm 1",
+    ):
+        assert re.search(part, said), (part, said)
+
+
+@pytest.mark.parametrize(
+    ("planted", "confirmations", "advice"),
+    [
+        ({}, 0, ""),
+        ({"slower": 1.2}, 0, "--confirm 1"),
+        ({"slower": 1.2}, 1, "baseline set RUN ... --reason WHY"),
+        ({"slower": 1.03}, 0, "baseline add RUN"),
+        ({"points": {"bf16": 0.1}}, 0, "--allow-missing"),
+        (
+            {"environment": {**ENVIRONMENT, "hardware": {"gpus": [], "cpu": "B"}}},
+            0,
+            "make a baseline of runs that are like this one",
+        ),
+    ],
+)
+def test_the_next_step_follows_from_what_was_found(
+    five: Path, planted: Mapping[str, Any], confirmations: int, advice: str
+) -> None:
+    held = baselines.load(five / "b.json")
+    runs = [store.load(Path(write_run(9 + again, **planted))) for again in range(1 + confirmations)]
+    made = judge(held, *of_runs(runs), confirmations=confirmations)
+
+    assert advice in summary.next_step(made)
+    assert bool(advice) == bool(summary.next_step(made))
+    assert ("Next: " in summary.markdown(made, 0)) == bool(advice)
+    assert "next: " not in summary.text(made, 0, baseline=False)
 
 
 def test_a_noisy_machine_is_inconclusive_and_says_what_it_would_have_found(
@@ -195,12 +251,22 @@ def test_a_noisy_machine_is_inconclusive_and_says_what_it_would_have_found(
     assert "found nine times in ten" in text
 
 
-def test_a_single_baseline_run_works_and_names_its_rule(
-    ask: Ask, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("count", "slower", "rule"),
+    [
+        (1, 1.4, "1 baseline run, a declared noise of 2 %"),
+        (3, 1.2, "3 baseline runs, their spread and a declared noise of 2 %"),
+        (5, 1.2, "5 baseline runs, their own spread"),
+    ],
+)
+def test_few_baseline_runs_work_and_say_by_which_rule_and_with_what_power(
+    ask: Ask, capsys: pytest.CaptureFixture[str], count: int, slower: float, rule: str
 ) -> None:
-    assert ask("baseline", "set", write_run(0), "-o", "b.json") == 0
-    assert ask("check", write_run(1, slower=1.4), "--baseline", "b.json") == 1
-    assert "1 baseline run, a declared noise of 2 %" in capsys.readouterr().out
+    runs = [write_run(seed) for seed in range(count)]
+    assert ask("baseline", "set", *runs, "-o", "b.json") == 0
+    assert ask("check", write_run(9, slower=slower), "--baseline", "b.json") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"margin 5\.00 %; found from [\d.]+ % on; {re.escape(rule)}", said), said
 
 
 def test_every_form_says_the_same(

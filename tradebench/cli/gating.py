@@ -187,6 +187,6 @@ def _print_check(command: str, made: Check, code: int, form: Format) -> None:
         case Format.JSON:
             options.print_json(command, summary.payload(made, code))
         case Format.MARKDOWN:
-            typer.echo(summary.markdown(made, code), nl=False)
+            typer.echo(summary.markdown(made, code, baseline=command == "check"), nl=False)
         case Format.TEXT:
-            typer.echo(summary.text(made, code))
+            typer.echo(summary.text(made, code, baseline=command == "check"))

@@ -1,13 +1,16 @@
 """Training reports of optimum-benchmark, with the throughput that they ought to have.
 
 Its throughput is the work of all steps over the time of one, and so too high by the number of
-steps (`Throughput.from_latency`, 0.6.0); it is computed again, from total work and total time.
+steps (`Throughput.from_latency`, 0.6.0), and the mean over processes where it is their sum; it is
+computed again, from total work and total time. Its memory is summed over devices, which says
+nothing of the peak of one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from tradebench.exchange.flat import label
@@ -21,6 +24,10 @@ PEAKS = {
     "peak_reserved_bytes": "max_reserved",
     "peak_process_bytes": "max_process_vram",
 }
+PEAK = (
+    "Its peak is one number for warm-up and training together, and on a CPU that of the whole "
+    "process with all its libraries."
+)
 
 
 def read(content: Any, suite: str) -> list[Result]:
@@ -53,15 +60,17 @@ def read(content: Any, suite: str) -> list[Result]:
     }
     train = report["train"]
     times = [float(value) for value in train["latency"]["values"]]
-    work, seconds = batch * accumulation * len(times), math.fsum(times)
+    # The steps of every process are in one list.
+    processes, devices = _spread(config.get("launcher") or {}, backend)
+    work, seconds = batch * accumulation * len(times), math.fsum(times) / processes
     measured = {
-        "step_seconds": Measurement(value=seconds / len(times), unit="s", samples=tuple(times)),
+        "step_seconds": Measurement(value=fmean(times), unit="s", samples=tuple(times)),
         "tokens_per_second": Measurement(
             value=work * int(shapes["sequence_length"]) / seconds,
             unit="1/s",
             better="more",
         ),
-        **_peaks(train["memory"]),
+        **(_peaks(train["memory"]) if devices == 1 else {}),
     }
     told = float(train["throughput"]["value"])
     return [
@@ -76,13 +85,20 @@ def read(content: Any, suite: str) -> list[Result]:
                 "warnings": (
                     f"Imported from optimum-benchmark. It says {told:.4g} samples/s; "
                     f"{work} samples in {seconds:.4g} s are {work / seconds:.4g}.",
-                    "Its peak is one number for warm-up and training together, and on a CPU that "
-                    "of the whole process with all its libraries.",
+                    PEAK
+                    if devices == 1
+                    else f"Its memory, a sum over {devices} devices, is left out.",
                 ),
                 "environment": _environment(config["environment"], backend),
             }
         )
     ]
+
+
+def _spread(launcher: Mapping[str, Any], backend: Mapping[str, Any]) -> tuple[int, int]:
+    """How many processes trained, and on how many devices."""
+    processes = int(launcher.get("nproc_per_node") or 1)
+    return processes, max(processes, len(str(backend.get("device_ids") or "0").split(",")))
 
 
 def _settings(backend: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

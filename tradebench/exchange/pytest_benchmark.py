@@ -19,23 +19,24 @@ from tradebench.result import Environment, Measurement, Result, digest
 from tradebench.store import Run
 
 TIME = "benchmark_seconds"  # what is read from other people's benchmarks
+TIMES = frozenset({TIME, "step_seconds"})  # a Result has one of them
 
 
 def write(runs: Sequence[Run], out: Path) -> list[str]:
-    """One file for all runs, a benchmark per measured point with a step time."""
-    benchmarks = [
-        _benchmark(result)
+    """One file for all runs, a benchmark per measured point with a time."""
+    measured = [
+        result
         for run in runs
         for result in run.results
-        if result.kind == "measured" and "step_seconds" in result.measurements
+        if result.kind == "measured" and not TIMES.isdisjoint(result.measurements)
     ]
-    if not benchmarks:
+    if not measured:
         raise NothingToCompareError("no measured point has a step time to export")
-    first = next(result for run in runs for result in run.results if result.kind == "measured")
+    first = measured[0]
     content = {
         "machine_info": _machine(first.environment),
         "commit_info": _commit(first.environment),
-        "benchmarks": benchmarks,
+        "benchmarks": [_benchmark(result) for result in measured],
         "datetime": runs[0].header.get("started") or datetime.now(UTC).isoformat(),
         "version": __version__,
     }
@@ -44,11 +45,9 @@ def write(runs: Sequence[Run], out: Path) -> list[str]:
 
 
 def _benchmark(result: Result) -> dict[str, Any]:
-    time = result.measurements["step_seconds"]
+    (time,) = (each for name, each in result.measurements.items() if name in TIMES)
     data = [float(sample) for sample in time.samples] or [float(time.value)]
-    others = {
-        name: each.value for name, each in result.measurements.items() if name != "step_seconds"
-    }
+    others = {name: each.value for name, each in result.measurements.items() if name not in TIMES}
     repeat = f"[{result.repeat}]" if result.repeat else ""
     return {
         "group": None,

@@ -109,8 +109,9 @@ class Rule(BaseModel):
 Lines = Mapping[str, Mapping[str, Any]]
 
 # Memory hardly varies and takes no test. Requested bytes do not vary at all: 0.1 % is room for a
-# stray buffer. Below 64 MiB an allocator's or a process's peak moves by itself. 2 % is what step
-# times of a quiet machine differ by from run to run, until `tradebench noise` has measured it.
+# stray buffer. Below 64 MiB an allocator's or a process's peak moves by itself. Every noise here is
+# a guess, until `tradebench noise` has measured it: 2 % of a step time is what a quiet machine may
+# differ by from run to run, and no GPU has been asked yet.
 DEFAULTS: Lines = {
     "peak_tensor_bytes": {"margin": "0.1%"},
     "peak_tensor_bytes.*": {"margin": "0.1%"},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +25,7 @@ ORDER: tuple[Outcome, ...] = (
 IN_FULL, IN_SHORT = ORDER[:3], ORDER[3:6]
 ROWS = 8  # of each outcome on one screen
 CAUSES = 8
+WIDTH = 80  # columns of a screen
 GROUPS = {
     "accuracy": "Accuracy",
     "accuracy_before": "Accuracy before training",
@@ -44,27 +46,64 @@ def headline(check: Check, code: int) -> str:
     return f"{word.get(code, 'inconclusive')}: {counted}{tail}"
 
 
-def text(check: Check, code: int) -> str:
-    """What a terminal shows: everything that is not ok, and what would have been found."""
+def text(check: Check, code: int, *, baseline: bool = True) -> str:
+    """One screen: what is not ok, what would have been found, possible causes and the next step.
+
+    The next step is told where there is a `baseline` to take it with.
+    """
     lines = [_against(check)]
     for outcome in IN_FULL:
         rows = check.of(outcome)
         lines += ["", f"{outcome}:"] if rows else []
-        for verdict in rows[:ROWS]:
-            lines += [f"  {verdict.point}", *(f"    {line}" for line in _sentences(verdict))]
+        for verdict, before in zip(rows[:ROWS], [None, *rows], strict=False):
+            if before is None or before.key != verdict.key:
+                lines.append(f"  {verdict.point}")
+            lines += [f"    {line}" for line in _sentences(verdict)]
         if len(rows) > ROWS:
             lines.append(f"  and {len(rows) - ROWS} more; --format json has all")
     for outcome in IN_SHORT:
         rows = check.of(outcome)
         lines += ["", f"{outcome}:"] if rows else []
         lines += [f"  {name}: {_range(group)}" for name, group in _by_metric(rows).items()]
-    lines += ["", "found nine times in ten:", *(f"  {line}" for line in detectable(check.verdicts))]
+    # Side by side, and without what was said above: all of it is to share one screen.
+    least = detectable(check.of("ok"))
+    lines += ["", "found nine times in ten:", f"  {'; '.join(least)}"] if least else []
     if check.causes:
-        lines += ["", "also changed:", *(f"  {cause}" for cause in _few(check.causes))]
-    return "\n".join([*lines, "", headline(check, code)])
+        lines += ["", "also changed:", f"  {'; '.join(_few(check.causes))}"]
+    advice = next_step(check) if baseline else ""
+    lines += ["", f"next: {advice}"] if advice else [""]
+    return "\n".join(_wrapped([*lines, headline(check, code)]))
 
 
-def markdown(check: Check, code: int) -> str:
+def _wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """Lines as a screen holds them; what does not fit goes on below, further in."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        yield from textwrap.wrap(
+            line,
+            WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+
+
+def next_step(check: Check) -> str:
+    """What to do about the gravest thing that was found; empty where there is nothing to do."""
+    if any(verdict.stops for verdict in check.verdicts):
+        if not check.confirmations:
+            return "run what regressed again, to be sure: check --confirm 1"
+        return "mend it or, if it is meant: baseline set RUN ... --reason WHY, and commit"
+    if check.of("missing"):
+        return "find out why it is missing; if it is meant, --allow-missing or a new baseline"
+    if check.of("incomparable"):
+        return "to compare these, make a baseline of runs that are like this one"
+    if check.of("inconclusive"):
+        return "to tell smaller changes, add runs (baseline add RUN) or quieten the machine"
+    return ""
+
+
+def markdown(check: Check, code: int, *, baseline: bool = True) -> str:
     """A summary for a pull request: the rows that matter, the rest folded away."""
     shown = [each for outcome in ORDER[:-1] for each in check.of(outcome)]
     head = [f"### tradebench: {headline(check, code)}", "", _against(check), ""]
@@ -76,6 +115,8 @@ def markdown(check: Check, code: int) -> str:
     ]
     if check.causes:
         foot += ["", "Also changed:", "", *(f"- `{_cell(each)}`" for each in _few(check.causes))]
+    if baseline and (advice := next_step(check)):
+        foot += ["", f"Next: {advice}."]
     budget = LONGEST - sum(len(line) + 1 for line in (*head, *foot))
     rows: list[str] = []
     for outcome in ORDER:
@@ -165,11 +206,11 @@ def _sentences(verdict: Verdict) -> list[str]:
         return [f"{title(verdict.metric)}: {verdict.why}"]
     lines = [
         f"{title(verdict.metric)}: {_value(verdict, verdict.base)} -> "
-        f"{_value(verdict, verdict.new)} ({change(verdict)}; margin "
-        f"{_relative(verdict, verdict.margin, sign='')}; found from "
-        f"{_relative(verdict, verdict.detectable, sign='')} on)"
+        f"{_value(verdict, verdict.new)} ({change(verdict)})",
+        f"margin {_relative(verdict, verdict.margin, sign='')}; found from "
+        f"{_relative(verdict, verdict.detectable, sign='')} on; {verdict.rule}",
     ]
-    return [*lines, *(part for part in (verdict.why, verdict.rule) if part)]
+    return [*lines, *([verdict.why] if verdict.why else [])]
 
 
 def _relative(verdict: Verdict, value: float | None, *, sign: str | None = None) -> str:
@@ -237,12 +278,10 @@ def _by_metric(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
 
 
 def _against(check: Check) -> str:
+    runs = check.new_runs[: len(check.new_runs) - check.confirmations]
     again = count(check.confirmations, "time")
-    confirmed = f"; what regressed was run again {again}" if check.confirmations else ""
-    return (
-        f"{', '.join(check.new_runs)} against {count(len(check.baseline_runs), 'baseline run')}"
-        f"{confirmed}"
-    )
+    confirmed = f"; run again {again} to confirm" if check.confirmations else ""
+    return f"{', '.join(runs)} against {count(len(check.baseline_runs), 'baseline run')}{confirmed}"
 
 
 def _few(causes: Sequence[str]) -> list[str]:
