@@ -160,6 +160,15 @@ class Result(Record):
         """One line of JSON, keys in the order of this class."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), allow_nan=False)
 
+    def payload(self) -> dict[str, Any]:
+        """What its trial is made of, as `Trial.from_payload` takes it."""
+        return {
+            "model": self.model,
+            "budget": self.budget,
+            "evaluate": self.evaluate,
+            "settings": self.settings,
+        }
+
     def value(self, name: str) -> float | None:
         """The value of a measurement, or None where this Result has no such measurement."""
         found = self.measurements.get(name)

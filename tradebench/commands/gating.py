@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tradebench import store
 from tradebench.commands import header
@@ -16,7 +15,7 @@ from tradebench.regression.baseline import Baseline
 from tradebench.regression.gate import Check, Verdict
 from tradebench.regression.policy import Policy
 from tradebench.regression.sample import Key, Sample, of_runs
-from tradebench.result import Kind, Result
+from tradebench.result import Kind
 from tradebench.runner.engines.ray import Cluster
 from tradebench.runner.progress import Progress
 from tradebench.runner.supervisor import run as supervise
@@ -130,7 +129,7 @@ def run_again(run: Run, keys: Iterable[Key], note: Note) -> Run:
     """Run some measured points of a run once more, as and where they ran, into a run inside it."""
     wanted = {trial for kind, trial in keys if kind == "measured"}
     results = [each for each in run.results if each.kind == "measured" and each.trial in wanted]
-    trials = {each.trial: Trial.from_payload(_payload(each)) for each in results}
+    trials = {each.trial: Trial.from_payload(each.payload()) for each in results}
     repeats = {
         trial: 1 + max(each.repeat for each in results if each.trial == trial) for trial in trials
     }
@@ -163,10 +162,6 @@ def run_again(run: Run, keys: Iterable[Key], note: Note) -> Run:
     if summary.interrupted:
         raise KeyboardInterrupt
     return store.load(directory)
-
-
-def _payload(result: Result) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in ("model", "budget", "evaluate", "settings")}
 
 
 def _refuse_flagged(runs: Sequence[Run]) -> None:

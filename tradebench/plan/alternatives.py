@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tradebench.plan.fit import apart, fits, payload
+from tradebench.plan.fit import apart, fits
 from tradebench.result import Result
 from tradebench.trial import Trial, sequences
 
@@ -36,7 +36,7 @@ def alternatives(results: Sequence[Result], refused: Callable[[Trial], bool]) ->
     for result in sorted(filter(_in_need, results), key=_needed):
         if any(fits(other) and apart(result, other) == (False, 1) for other in results):
             continue
-        trials = map(Trial.from_payload, _changed_payloads(payload(result)))
+        trials = map(Trial.from_payload, _changed_payloads(result.payload()))
         found |= {
             trial.id: trial for trial in trials if trial.id not in known and not refused(trial)
         }
@@ -52,7 +52,7 @@ def shorter(results: Sequence[Result], refused: Callable[[Trial], bool]) -> list
     for result in sorted(filter(_in_need, results), key=_needed):
         if result.fit is None or result.fit.advice is not None:
             continue
-        given = payload(result)
+        given = result.payload()
         length = int(given["budget"]["sequence"]) // 2
         while length >= SHORTEST:
             budget = {**given["budget"], "sequence": length}

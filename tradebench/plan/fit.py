@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from tradebench.devices import GIB, Device
 from tradebench.result import PHASES, Fit, Measurement, Phase, Result
@@ -74,7 +73,7 @@ def _nearest(result: Result, fitting: Iterable[tuple[Result, bool]]) -> str | No
     other, inside = min(fitting, key=distance, default=(None, True))
     if other is None or result.fit is None or other.fit is None:
         return None
-    labels = {part.slot: part.label for part in Trial.from_payload(payload(other)).techniques}
+    labels = {part.slot: part.label for part in Trial.from_payload(other.payload()).techniques}
     names = [labels.get(slot, f"{slot} off") for slot in changed(result, other)]
     names += [
         f"{' x '.join(f'{field} {other.budget[field]}' for field in fields)} instead of "
@@ -119,13 +118,3 @@ def changed(result: Result, other: Result) -> list[str]:
     """The slots in which two points differ."""
     mine, theirs = result.settings, other.settings
     return [slot for slot in {**mine, **theirs} if mine.get(slot) != theirs.get(slot)]
-
-
-def payload(result: Result) -> dict[str, Any]:
-    """What the trial of a Result is made of."""
-    return {
-        "model": result.model,
-        "budget": result.budget,
-        "evaluate": result.evaluate,
-        "settings": result.settings,
-    }

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tradebench.plan.fit import payload
 from tradebench.result import Result
 from tradebench.trial import Trial
 
@@ -79,7 +78,7 @@ def of_suite(
         seconds = step(result)
         if seconds is None or (result.fit is not None and result.fit.verdict == "does not fit"):
             continue
-        trial = Trial.from_payload(payload(result))
+        trial = Trial.from_payload(result.payload())
         taken = seconds.times(repeats.get(trial.id, 1) * trial.budget.steps / HOUR)
         hours = _sum(hours, taken)
         gpu_hours = _sum(gpu_hours, taken.times(trial.ranks))

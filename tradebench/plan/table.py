@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tradebench.devices import GIB
-from tradebench.plan.fit import fits, payload
+from tradebench.plan.fit import fits
 from tradebench.plan.price import Price, Range, of_suite, of_tokens, step
 from tradebench.report.tables import TRAINING, training_note
 from tradebench.report.units import count, listed, significant
@@ -220,7 +220,7 @@ def _row(
 
 def _cost(result: Result, question: Question) -> list[str]:
     assert question.tokens is not None, "asked only where tokens are given"
-    ranks = Trial.from_payload(payload(result)).ranks
+    ranks = Trial.from_payload(result.payload()).ranks
     price = of_tokens(result, ranks, question.tokens, question.price)
     if price is None:
         return [""] * (2 + (question.price is not None))

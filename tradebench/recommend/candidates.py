@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
-
-from pydantic import ValidationError
 
 from tradebench import store
 from tradebench.errors import NothingToCompareError, UserError
-from tradebench.plan.fit import payload
 from tradebench.report.fronts import Z95, Group
 from tradebench.report.tables import MEMORY, Point, model_title
 from tradebench.report.units import listed
@@ -98,13 +94,10 @@ class Candidate:
         """Slot to the fields of its technique."""
         return self.evidence[0][1].settings
 
-    @cached_property
+    @property
     def asked(self) -> Trial | None:
         """The trial itself; None where another tool made the point or a technique is gone."""
-        try:
-            return Trial.from_payload(payload(self.evidence[0][1].results[0]))
-        except (LookupError, ValidationError, TypeError, ValueError):
-            return None
+        return self.evidence[0][1].asked
 
     @property
     def ranks(self) -> int:

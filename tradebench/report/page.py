@@ -17,6 +17,7 @@ from tradebench.errors import NothingToCompareError
 from tradebench.report import (
     content,
     doubles,
+    explorer,
     figures,
     findings,
     latex,
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
     from tradebench.store import Run
 
 HERE = Path(__file__).parent
+FITS_NOTES = {
+    "measured": "Memory as it was measured here; a GPU's libraries and allocator take more.",
+    "predicted": (
+        "Memory is predicted with an interval: it fits if the upper end does, and is tight if only "
+        "the lower end does. Step time is predicted for the device that the plan was made for; "
+        "another card has its own."
+    ),
+    "published": "Memory as others published it, under their own conditions.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,16 @@ class Section:
     def kind_note(self) -> str:
         """What kind of evidence this is, in a sentence."""
         return content.KIND_NOTES[self.group.kind]
+
+    @property
+    def data(self) -> Markup:
+        """Every point for the page's script."""
+        return Markup(explorer.payload(self.group, self.columns))
+
+    @property
+    def fits_note(self) -> str:
+        """What the answer to what fits rests on."""
+        return FITS_NOTES[self.group.kind]
 
     @property
     def accuracy_note(self) -> str:
@@ -145,6 +165,8 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         title=content.heading(run),
         question=content.question(run),
         sections=found,
+        gpus=explorer.gpu_sizes(),
+        counts=explorer.COUNTS,
         compared=compared,
         kinds=list(dict.fromkeys(group.kind for group in shown)),
         errors=errors,

@@ -14,10 +14,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from tradebench.errors import UserError
 from tradebench.report.units import clean, listed, title
 from tradebench.result import PHASES, Fit, Kind, Measurement, Result, Status
-from tradebench.trial import sequences
+from tradebench.trial import Trial, sequences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +88,14 @@ class Point:
     def trial(self) -> str:
         """The trial's id."""
         return self.results[0].trial
+
+    @cached_property
+    def asked(self) -> Trial | None:
+        """The trial itself; None where another tool made the point or a technique is gone."""
+        try:
+            return Trial.from_payload(self.results[0].payload())
+        except (LookupError, ValidationError, TypeError, ValueError):
+            return None
 
     @property
     def settings(self) -> Mapping[str, Mapping[str, Any]]:
