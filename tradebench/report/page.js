@@ -68,22 +68,24 @@ for (const root of document.querySelectorAll(".explorer")) {
   const data = JSON.parse(find("script").textContent);
   const rows = new Map([...root.parentElement.querySelectorAll("tr[data-number]")]
     .map((row) => [Number(row.dataset.number), row]));
-  const needed = data.points.filter((each) => each.needs).map((each) => each.needs[1] / GIB);
-  const largest = Math.max(1e-3, ...needed) * 1.02;
+  const most = Math.max(1e-3 * GIB, ...data.points.filter((each) => each.needs).map((each) => each.needs[1]));
+  const [unit, bytes] = most > GIB ? ["GiB", GIB] : ["MiB", GIB / 1024];
+  const size = (number) => `${digits(number / bytes)} ${unit}`;
+  const largest = 1.02 * most / bytes;
   const [slider, gpus, across, up, filter] =
     [".memory", ".gpus", ".across", ".up", ".filter"].map(find);
   let inside = null;
   const marks = [...root.querySelectorAll("[data-gib]")];
-  slider.max = Math.max(largest, largest > 1 ? 192 : 0);
+  slider.max = unit === "GiB" ? Math.max(largest, 192) : largest;
   slider.value = slider.max;
   gpus.value = "8";
   // A model of a few MiB fits every card: marks would only tell that.
-  for (const mark of marks) mark.hidden = Number(mark.dataset.gib) > 1.1 * slider.max;
+  for (const mark of marks) mark.hidden = unit === "MiB" || Number(mark.dataset.gib) > 1.1 * slider.max;
 
   const verdict = (point) => {
     if (!point.needs || point.gpus > gpus.value) return "no";
-    if (point.needs[1] <= slider.value * GIB) return "fits";
-    return point.needs[0] <= slider.value * GIB ? "tight" : "no";
+    if (point.needs[1] <= slider.value * bytes) return "fits";
+    return point.needs[0] <= slider.value * bytes ? "tight" : "no";
   };
   const named = (point) => filter.value.toLowerCase().split(/\s+/)
     .every((word) => point.name.toLowerCase().includes(word));
@@ -94,7 +96,7 @@ for (const root of document.querySelectorAll(".explorer")) {
   const cost = (point) => point.rate
     ? `${digits(point.gpus * 1e6 / point.rate / 3600)} device-hours per million tokens` : "";
   const described = (point) => [
-    point.needs && `${digits(point.needs[1] / GIB)} GiB on each of ${point.gpus}`,
+    point.needs && `${size(point.needs[1])} on each of ${point.gpus}`,
     point.step && `a step takes ${point.step}`, cost(point),
   ].filter(Boolean).join("; ");
   const accuracy = data.columns.findIndex((each) => each.name.startsWith("accuracy."));
@@ -104,7 +106,8 @@ for (const root of document.querySelectorAll(".explorer")) {
   function answer() {
     const fitting = data.points.filter((each) => verdict(each) === "fits");
     const tight = data.points.filter((each) => verdict(each) === "tight").length;
-    const where = unlimited() ? "Without a limit" : `On ${gpus.value} × ${digits(Number(slider.value))} GiB`;
+    const where = unlimited() ? "Choose a size to see what fits it. Without a limit"
+      : `On ${gpus.value} × ${size(slider.value * bytes)}`;
     const goal = accuracy >= 0 ? "the most accurate" : "the cheapest by device time";
     const best = [...fitting].sort((a, b) => rank(a) - rank(b)).slice(0, 3);
     if (!best.length) return `${where} no point of this run fits${tight ? `; ${tight} may, just` : ""}.`;
@@ -212,7 +215,7 @@ for (const root of document.querySelectorAll(".explorer")) {
   }
 
   function update() {
-    find(".size").textContent = digits(Number(slider.value));
+    find(".size").textContent = size(slider.value * bytes);
     find(".answer").textContent = answer();
     for (const point of data.points) {
       const row = rows.get(point.number);
