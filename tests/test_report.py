@@ -62,6 +62,9 @@ ENVIRONMENT = Environment(
     missing={"gpu": "no CUDA device"},
 )
 SUITE = """# Which saving of memory costs how much accuracy on the reference model?
+#
+# Little, as far
+# as three seeds tell.
 model: reference
 grid:
   quantization: [off, int8, nf4]
@@ -315,6 +318,14 @@ def test_the_page_needs_nothing_from_outside(seen: Page, html: str) -> None:
     assert "@import" not in html
     assert "default-src 'none'" in html
     assert not seen.tags["img"] + seen.tags["link"] + seen.tags["iframe"]
+
+
+def test_what_the_suite_says_about_its_question_stands_below_it(seen: Page, out: Path) -> None:
+    lines = (out / "report.md").read_text(encoding="utf-8").splitlines()
+
+    assert lines[2].endswith("on the reference model?")
+    assert lines[4] == "Little, as far as three seeds tell."
+    assert "Little, as far as three seeds tell." in seen.text
 
 
 def test_hostile_names_stay_text(seen: Page, html: str) -> None:

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from tradebench import configs
 from tradebench.errors import UserError
 from tradebench.suite import Suite, parse_seconds, parse_size, suite_schema
+from tradebench.suite.source import paragraphs
 from tradebench.suite.suite import keys
 from tradebench.techniques import catalogue
 from tradebench.trial import FileData, HubData, Trial
@@ -55,6 +56,13 @@ def test_a_suite_has_the_name_of_its_file_and_the_question_of_its_header(tmp_pat
     assert (loaded.name, loaded.question) == ("cheap", "Is it cheap?")
     assert loaded.text == path.read_text()
     assert loaded.path == path
+
+
+def test_what_follows_the_question_is_kept_by_paragraph() -> None:
+    text = "#!/usr/bin/env x\n# Is it\n# cheap?\n#\n#\n# Mostly.\n# So far.\n#\n# No.\n\n# not"
+
+    assert paragraphs(text) == ["Is it cheap?", "Mostly. So far.", "No."]
+    assert paragraphs("model: reference") == []
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tradebench.report.fronts import MARKS, Z95, Group, Label, Standing
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
 from tradebench.report.units import Scale, clean, count, listed, scale, show, title
 from tradebench.result import Environment, Kind, Status, canonical_json
+from tradebench.suite.source import paragraphs
 
 if TYPE_CHECKING:
     from tradebench.store import Run
@@ -324,3 +325,8 @@ def heading(run: Run) -> str:
 def question(run: Run) -> str:
     """Return the question that the suite asks."""
     return clean(str(run.header.get("question") or ""))
+
+
+def remarks(run: Run) -> tuple[str, ...]:
+    """Return what the suite says about its question, a paragraph each."""
+    return tuple(clean(each) for each in paragraphs(str(run.header.get("suite_text") or ""))[1:])

@@ -45,6 +45,7 @@ def _text(
     run: Run, sections: Sequence[Section], compared: Comparison | None, most: int | None
 ) -> str:
     blocks = [f"# {escape(content.heading(run))}", escape(content.question(run))]
+    blocks += [escape(each) for each in content.remarks(run)]
     kinds = list(dict.fromkeys(section.group.kind for section in sections))
     if len(kinds) > 1:
         blocks.append(f"This run holds {' and '.join(kinds)} numbers, each kind on its own.")

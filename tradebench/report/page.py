@@ -164,6 +164,7 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
     return environment.get_template("page.html.j2").render(
         title=content.heading(run),
         question=content.question(run),
+        remarks=content.remarks(run),
         sections=found,
         gpus=explorer.gpu_sizes(),
         counts=explorer.COUNTS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +46,21 @@ class Source:
     @property
     def question(self) -> str:
         """The first paragraph of the comment that opens the file."""
-        words: list[str] = []
-        for line in self.text.splitlines():
-            comment = line.strip().removeprefix("#").strip()
-            if not line.startswith("#") or (words and not comment):
-                break
-            if not comment.startswith(("yaml-language-server:", "!")):
-                words.append(comment)
-        return " ".join(words).strip()
+        return next(iter(paragraphs(self.text)), "")
+
+
+def paragraphs(text: str) -> list[str]:
+    """The comment that opens a suite file: the question, and what there is to say about it."""
+    found: list[list[str]] = [[]]
+    for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()):
+        comment = line.removeprefix("#").strip()
+        if comment.startswith(("yaml-language-server:", "!")):
+            continue
+        if comment:
+            found[-1].append(comment)
+        else:
+            found.append([])
+    return [" ".join(words) for words in found if words]
 
 
 def read(path: Path) -> str:
