@@ -620,7 +620,10 @@ def test_a_range_is_of_the_same_methods_only() -> None:
     lora = {"adapters": {"method": "lora"}, "checkpointing": {"method": "full"}}
     both = {**lora, "quantization": {"method": "nf4"}}
 
-    assert {each.model for each in spans(both)} == {f"LLaMA {size}B" for size in (7, 13, 33, 65)}
+    assert {each.model for each in spans(both)} == {
+        *(f"LLaMA {size}B" for size in (7, 13, 33, 65)),
+        *("Llama-2-7B", "Llama-3-8B", "Llama-3.2-1B"),
+    }
     assert ("Llama-3.2-3B", "gsm8k") in {(each.model, each.task) for each in spans(lora)}
     assert spans({**both, "pruning": {"method": "magnitude"}}) == ()
     assert all(each.low <= each.high for each in spans(lora))
