@@ -80,12 +80,16 @@ format: $(VENV)/.tested
 benchmarks: $(VENV)/.tested
 	$(BIN)/pytest tests/benchmarks --benchmark-only
 
-# The committed examples hold every Result; items, logs and timelines of a run are too large for git.
+# The committed examples hold every Result; items and logs of a run are too large for git, and so
+# are the timelines of a large plan.
 BUILD := build/examples
 define keep
 	rm -rf results/$(1)/example
 	mkdir -p results/$(1)/example
 	cp $(BUILD)/$(1)/*/run.json $(BUILD)/$(1)/*/*.jsonl results/$(1)/example
+endef
+define keep_timelines
+	cp -r $(BUILD)/$(1)/*/timelines results/$(1)/example
 endef
 define report
 	rm -rf reports/$(1)
@@ -104,6 +108,7 @@ examples: example-quickstart example-plan example-claims example-compression exa
 example-quickstart: $(VENV)/.installed
 	$(call run,quickstart-full)
 	$(call keep,quickstart-full)
+	$(call keep_timelines,quickstart-full)
 	$(call report,quickstart-full)
 
 example-plan: $(VENV)/.installed
@@ -114,6 +119,7 @@ example-plan: $(VENV)/.installed
 example-claims: $(VENV)/.installed $(GPTQ)/.installed
 	$(GPTQ)/bin/tradebench run suites/claims.yaml --out $(BUILD)
 	$(call keep,claims)
+	$(call keep_timelines,claims)
 	$(call plan,llama-3.3-70b-claims)
 	$(call keep,llama-3.3-70b-claims.plan)
 	$(call report,claims,--beside results/llama-3.3-70b-claims.plan/example)
@@ -121,11 +127,13 @@ example-claims: $(VENV)/.installed $(GPTQ)/.installed
 example-compression: $(VENV)/.installed $(GPTQ)/.installed
 	$(GPTQ)/bin/tradebench run suites/compression.yaml --out $(BUILD)
 	$(call keep,compression)
+	$(call keep_timelines,compression)
 	$(call report,compression)
 
 example-sharding: $(VENV)/.installed
 	$(call run,sharding)
 	$(call keep,sharding)
+	$(call keep_timelines,sharding)
 	$(call plan,llama-3.3-70b-sharding)
 	$(call keep,llama-3.3-70b-sharding.plan)
 	$(call report,sharding,--beside results/llama-3.3-70b-sharding.plan/example)

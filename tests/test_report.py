@@ -559,6 +559,7 @@ def _undrawn(run: Run) -> page.Section:
         columns=shown,
         rows=content.rows(group, shown),
         endings=content.endings(group),
+        directory=run.directory,
     )
 
 

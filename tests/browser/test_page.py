@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from tradebench import report, store
+from tradebench.result import CATEGORIES
 
 playwright: Any = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed", exc_type=ImportError
@@ -41,7 +45,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     found = tuple(
         each.model_copy(update={"label": names.get(each.trial, each.label)}) for each in run.results
     )
-    report.write(replace(run, results=found), folder)
+    (folder / "timelines").mkdir()
+    moments = [dict.fromkeys(CATEGORIES, size) for size in (0, 2**20, 2**19)]
+    step = gzip.compress(json.dumps({"moments": moments}).encode())
+    for trial in trials[::2]:
+        (folder / "timelines" / f"{trial}.json.gz").write_bytes(step)
+    report.write(replace(run, results=found, directory=folder), folder)
     return Path(folder / "index.html").as_uri()
 
 
@@ -114,6 +123,25 @@ def test_the_keyboard_reaches_a_point_and_opens_its_card(opened: Any) -> None:
     assert "it is not the accuracy of a larger model" in card.inner_text()
     opened.keyboard.press("Escape")
     assert opened.locator("dialog[open]").count() == 0
+
+
+def test_a_card_draws_what_memory_is_for(opened: Any) -> None:
+    seen = set()
+    for at in range(rows(opened)):
+        opened.locator("tr[data-number]").nth(at).focus()
+        opened.keyboard.press("Enter")
+        card = opened.locator("dialog[open]")
+        assert "Memory by category" in card.inner_text()
+        assert re.search(r"weights [\d.,]+ MiB at the peak", card.inner_text())
+        step = (
+            "One step from start to end, predicted; the highest moment is 7 MiB."
+            in card.inner_text()
+        )
+        assert card.locator("svg path" if step else "svg:not(.sample) rect").count() > 2
+        seen.add(step)
+        opened.keyboard.press("Escape")
+
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize("width", [390, 800, 1280])

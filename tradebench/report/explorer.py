@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from tradebench.devices import DEVICES, GIB
@@ -11,12 +13,15 @@ from tradebench.report import ready
 from tradebench.report.content import Column, cell
 from tradebench.report.fronts import Group
 from tradebench.report.scatter import Encoding, encoding
+from tradebench.report.style import CATEGORY_COLOURS
 from tradebench.report.tables import Point
 from tradebench.report.units import show
+from tradebench.result import CATEGORIES
 
 # Distinct sizes of the cards people own, and how many of them stand in a machine.
 COUNTS = (1, 2, 4, 8)
 MAX_NAME = 400
+MOMENTS = 40  # of a step's memory, which are drawn
 
 
 def gpu_sizes() -> list[dict[str, Any]]:
@@ -30,8 +35,11 @@ def gpu_sizes() -> list[dict[str, Any]]:
     ]
 
 
-def payload(group: Group, shown: tuple[Column, ...]) -> str:
-    """Return the group as JSON that cannot end the element it lies in."""
+def payload(group: Group, shown: tuple[Column, ...], directory: Path) -> str:
+    """Return the group as JSON that cannot end the element it lies in.
+
+    `directory` is that of the run, where a prediction has left how memory moves in a step.
+    """
     look = encoding(group.ok)
     data = {
         "kind": group.kind,
@@ -49,7 +57,11 @@ def payload(group: Group, shown: tuple[Column, ...]) -> str:
         "colours": list(look.colours),
         "shapeSlot": look.shape_slot,
         "shapes": list(look.shapes),
-        "points": [_point(group, point, shown, look) for point in group.ordered],
+        "categories": [[name, CATEGORY_COLOURS[name]] for name in CATEGORIES],
+        "points": [
+            {**_point(group, point, shown, look), "moments": moments(directory, point.trial)}
+            for point in group.ordered
+        ],
     }
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
@@ -91,6 +103,7 @@ def _point(
         "step": step(point),
         "values": values,
         "errors": errors,
+        "parts": [point.value(f"peak_{name}_bytes") or 0 for name in CATEGORIES],
         "yaml": ready.suite_file(point),
         "code": ready.library_code(point),
     }
@@ -102,6 +115,22 @@ def needs(group: Group, point: Point) -> list[float] | None:
         return [float(each) for each in point.fit.needed]
     worst = point.worst(group.memory) if group.memory else None
     return None if worst is None or point.status != "ok" else [worst, worst]
+
+
+def moments(directory: Path, trial: str) -> list[list[int]]:
+    """Return the predicted bytes of each category at a few moments of one step, in order.
+
+    Of moments that lie together the highest one is kept, so that no peak goes missing. Empty where
+    the run keeps none, as the committed examples do.
+    """
+    file = directory / "timelines" / f"{trial}.json.gz"
+    try:
+        found = json.loads(gzip.decompress(file.read_bytes()))["moments"]
+        every = [[int(each.get(name, 0)) for name in CATEGORIES] for each in found]
+    except (OSError, EOFError, ValueError, KeyError):
+        return []
+    width = max(1, math.ceil(len(every) / MOMENTS))
+    return [max(every[at : at + width], key=sum) for at in range(0, len(every), width)]
 
 
 def step(point: Point) -> str:

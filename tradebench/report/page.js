@@ -192,13 +192,44 @@ for (const root of document.querySelectorAll(".explorer")) {
     }
   }
 
+  // What the memory is for, at the peak and, where a prediction has it, over one step.
+  function memory(point) {
+    if (!point.parts.some((each) => each > 0)) return [];
+    const [width, height] = [560, point.moments.length ? 150 : 26];
+    const shape = point.moments.length ? point.moments : [point.parts];
+    const most = Math.max(...shape.map((each) => each.reduce((sum, part) => sum + part, 0)));
+    const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Memory by category"});
+    const below = shape.map(() => 0), key = make("ul", {class: "parts"});
+    data.categories.forEach(([name, colour], at) => {
+      if (!shape.some((each) => each[at])) return;
+      const low = [...below];
+      shape.forEach((each, moment) => { below[moment] += each[at]; });
+      if (point.moments.length) {
+        const x = (moment) => width * moment / Math.max(1, shape.length - 1), y = (value) => height * (1 - value / most);
+        const edge = [...below.map((each, moment) => [x(moment), y(each)]),
+          ...low.map((each, moment) => [x(moment), y(each)]).reverse()];
+        svg.append(make("path", {fill: colour, d: `M${edge.map((each) => each.map((part) => part.toFixed(1)).join(",")).join("L")}z`}));
+      } else {
+        svg.append(make("rect", {fill: colour, x: width * low[0] / most, y: 0, width: width * shape[0][at] / most, height}));
+      }
+      const item = make("li", {}, `${name} ${size(point.parts[at])} at the peak`);
+      const sample = make("svg", {viewBox: "0 0 10 10", class: "sample"});
+      sample.append(make("rect", {fill: colour, x: 0, y: 0, width: 10, height: 10}));
+      item.prepend(sample);
+      key.append(item);
+    });
+    const words = point.moments.length ? `One step from start to end, predicted; the highest moment is ${size(most)}.`
+      : "Tensor memory at the peak of training.";
+    return [make("h4", {}, "Memory by category"), svg, key, make("p", {class: "note"}, words)];
+  }
+
   function open(point) {
     const card = find(".point-card");
     card.replaceChildren(make("h3", {}, `No. ${point.number}: ${point.name}`),
       make("p", {}, [point.status, ...point.reasons, point.advice, described(point)].filter(Boolean).join(". ")));
     const facts = make("dl");
     data.columns.forEach((column, at) => facts.append(make("dt", {}, column.head), make("dd", {}, shown(point, at))));
-    card.append(make("p", {class: "note"}, `These numbers are ${data.kind}. ${data.accuracyNote}`), facts);
+    card.append(make("p", {class: "note"}, `These numbers are ${data.kind}. ${data.accuracyNote}`), facts, ...memory(point));
     for (const [title, text] of [["Suite file", point.yaml], ["Settings of transformers and peft", point.code]]) {
       if (!text) continue;
       const button = make("button", {type: "button"}, "Copy");

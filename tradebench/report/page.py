@@ -57,6 +57,7 @@ class Section:
     columns: tuple[content.Column, ...]
     rows: tuple[content.Row, ...]
     endings: tuple[content.Ending, ...]
+    directory: Path
     ladder: Ladder | None = None
 
     @property
@@ -67,7 +68,7 @@ class Section:
     @property
     def data(self) -> Markup:
         """Every point for the page's script."""
-        return Markup(explorer.payload(self.group, self.columns))
+        return Markup(explorer.payload(self.group, self.columns, self.directory))
 
     @property
     def fits_note(self) -> str:
@@ -143,6 +144,7 @@ def sections(run: Run, out: Folder, beside: Group | None = None) -> list[Section
             columns=shown,
             rows=content.rows(group, shown),
             endings=content.endings(group),
+            directory=run.directory,
             ladder=climbed,
         )
         found.append(section)
