@@ -35,11 +35,15 @@ def test_a_node_that_dies_in_mid_sweep_costs_an_attempt_and_no_point(
     assert Counter(result.status for result in found.results) == {"ok": len(names)}
     good = Counter(result.trial for result in found.attempts if result.status == "ok")
     assert set(good.values()) == {1}
-    (lost,) = [result for result in found.attempts if result.status != "ok"]
-    assert (lost.status, lost.attempt) == ("killed", 0)
-    assert lost.reason == "lost while training: its node or its Ray worker is gone"
-    again = next(result for result in found.results if result.trial == lost.trial)
-    assert again.attempt == 1
+    # Ray takes another node for dead as well where a busy machine keeps it from answering in time.
+    lost = [result for result in found.attempts if result.status != "ok"]
+    times = Counter(result.trial for result in lost)
+    assert lost
+    for each in lost:
+        assert each.status == "killed"
+        assert "its node or its Ray worker is gone" in str(each.reason)
+    assert {each.attempt for each in lost} == set(range(max(times.values())))
+    assert all(each.attempt == times[each.trial] for each in found.results)
 
 
 def test_what_no_node_can_hold_is_skipped_with_a_sentence(ray_sweep: Sweep) -> None:
