@@ -8,8 +8,8 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all lint format benchmarks clean gate baseline \
-	examples example-quickstart example-plan example-claims example-compression \
-	example-sharding example-validation
+	examples example-quickstart example-plan example-claims example-ladder \
+	example-compression example-sharding example-validation
 
 help:
 	@echo 'make quickstart   measure the reference model at 21 points; about ten minutes'
@@ -101,8 +101,8 @@ define plan
 	$(BIN)/tradebench plan suites/$(1).yaml --gpu h100-80gb --out $(BUILD)
 endef
 
-examples: example-quickstart example-plan example-claims example-compression example-sharding \
-		example-validation
+examples: example-quickstart example-plan example-claims example-ladder example-compression \
+		example-sharding example-validation
 	$(BIN)/python tests/test_readme.py
 
 example-quickstart: $(VENV)/.installed
@@ -124,6 +124,12 @@ example-claims: $(VENV)/.installed $(GPTQ)/.installed
 	$(call keep,llama-3.3-70b-claims.plan)
 	$(call report,claims,--beside results/llama-3.3-70b-claims.plan/example)
 
+example-ladder: $(VENV)/.installed
+	$(call run,ladder)
+	$(call keep,ladder)
+	$(call keep_timelines,ladder)
+	$(call report,ladder)
+
 example-compression: $(VENV)/.installed $(GPTQ)/.installed
 	$(GPTQ)/bin/tradebench run suites/compression.yaml --out $(BUILD)
 	$(call keep,compression)
@@ -137,6 +143,10 @@ example-sharding: $(VENV)/.installed
 	$(call plan,llama-3.3-70b-sharding)
 	$(call keep,llama-3.3-70b-sharding.plan)
 	$(call report,sharding,--beside results/llama-3.3-70b-sharding.plan/example)
+	$(call run,sharding-random)
+	$(call keep,sharding-random)
+	$(call keep_timelines,sharding-random)
+	$(call report,sharding-random)
 
 example-validation: $(VENV)/.installed
 	mkdir -p reports/validation
