@@ -60,6 +60,10 @@ RunsArgument = Annotated[
     list[str], typer.Argument(help="run directories, or latest", show_default=False)
 ]
 SuiteArgument = Annotated[Path, typer.Argument(help="a suite file", show_default=False)]
+TokensOption = Annotated[str | None, typer.Option(help="what a run of mine trains on, such as 50M")]
+PriceOption = Annotated[
+    float | None, typer.Option(min=0, help="of one GPU for one hour, in any currency")
+]
 
 
 def payloads(results: Sequence[Result]) -> list[dict[str, Any]]:

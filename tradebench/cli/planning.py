@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tradebench.cli import options
-from tradebench.cli.options import FAILED, NOT_MET, UNEXPECTED, Format, FormatOption
+from tradebench.cli.options import (
+    FAILED,
+    NOT_MET,
+    UNEXPECTED,
+    Format,
+    FormatOption,
+    PriceOption,
+    TokensOption,
+)
 from tradebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,12 +32,8 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="how many there are; as many as a point needs")
     ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="what a run of mine trains on, such as 50M")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(min=0, help="of one GPU for one hour, in any currency")
-    ] = None,
+    tokens: TokensOption = None,
+    price: PriceOption = None,
     budget: Annotated[
         float | None, typer.Option(min=0, help="GPU-hours that the suite may take; 1 if it is more")
     ] = None,

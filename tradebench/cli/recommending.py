@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tradebench.cli import options
-from tradebench.cli.options import NOT_MET, Format, FormatOption, ResultsOption
+from tradebench.cli.options import (
+    NOT_MET,
+    Format,
+    FormatOption,
+    PriceOption,
+    ResultsOption,
+    TokensOption,
+)
 
 if TYPE_CHECKING:
     from tradebench.recommend.answer import Answer
@@ -40,12 +47,8 @@ def recommend(
         str | None, typer.Option(help="the device a suite is planned for; h100-80gb")
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="how many there are")] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="what a run of mine trains on, such as 50M")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(min=0, help="of one GPU for one hour, in any currency")
-    ] = None,
+    tokens: TokensOption = None,
+    price: PriceOption = None,
     limits: Annotated[
         bool, typer.Option(help="hold what the suite asks for as well, unless --under says other")
     ] = True,

@@ -180,7 +180,6 @@ def _figure(group: Group, point: Point, name: str) -> Figure:
     ends = [_interval(group, point, each) for each in every if each in point.estimates]
     worst = point.worst(name) if name in MEMORY else estimate.value
     assert worst is not None, "the name itself has an estimate"
-    error = 0.0 if estimate.predicted else group.error(point, name)
     return Figure(
         name=name,
         value=worst,
@@ -189,7 +188,7 @@ def _figure(group: Group, point: Point, name: str) -> Figure:
         unit=estimate.unit,
         better=estimate.better,
         kind=group.kind,
-        error=error,
+        error=group.noise(point, name),
     )
 
 

@@ -32,6 +32,7 @@ def write(
 
     Raises:
         NothingToCompareError: The run holds no Result.
+        UserError: The run beside it predicts nothing.
     """
     from tradebench.report.page import write as write_page
 

@@ -121,7 +121,7 @@ def moments(directory: Path, trial: str) -> list[list[int]]:
     """Return the predicted bytes of each category at a few moments of one step, in order.
 
     Of moments that lie together the highest one is kept, so that no peak goes missing. Empty where
-    the run keeps none, as the committed examples do.
+    the run keeps none, as the committed plan does.
     """
     file = directory / "timelines" / f"{trial}.json.gz"
     try:

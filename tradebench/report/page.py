@@ -89,16 +89,7 @@ def write(
     pdf: bool = False,
     parquet: bool = False,
 ) -> list[Path]:
-    """Write page, Markdown, CSV, LaTeX and figures into `out`; return the paths, the page first.
-
-    With `pdf` every figure is written as PDF as well, with `parquet` the numbers as Parquet. The
-    predictions of the run `beside` are set beside what single techniques and settings change in
-    this one.
-
-    Raises:
-        NothingToCompareError: The run holds no Result.
-        UserError: The run beside it predicts nothing.
-    """
+    """Do what `tradebench.report.write` says; the page is the first of the paths."""
     if not run.results:
         raise NothingToCompareError(f"{run.directory} holds no result yet: nothing to report")
     compared = comparison(run, beside)
