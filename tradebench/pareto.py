@@ -25,7 +25,7 @@ REACH = 6.0
 DRAWN = 1_000_000
 # What the best point of each draw beats is looked for again while that is more than this share.
 WORTH = 0.1
-# How many comparisons of two points take the time of one with the best point that is left.
+# One comparison with a rival takes as long as so many with the best point that is left.
 PAIRS = 5
 # The first rivals that a point meets, and how many times more it meets next: the best come first,
 # and where they have beaten it the others need not be looked at.
