@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tradebench.report.fronts import MARKS, Z95, Group, Label, Standing
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
 from tradebench.report.units import Scale, clean, count, listed, scale, show, title
-from tradebench.result import Environment, Kind, Status, canonical_json
+from tradebench.result import Environment, Kind, Phase, Status, canonical_json
 from tradebench.suite.source import paragraphs
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ FED = ("tokens_per_step", "padding_share")
 MAX_COLUMNS = 12
 MAX_HEADLINES = 5
 MAX_ALIKE = 3
+DOING: Mapping[Phase, str] = {
+    "load": "loading",
+    "compress": "compressing",
+    "evaluate_before": "evaluating",
+    "train": "training",
+    "evaluate_after": "evaluating",
+}
 KIND_NOTES = {
     "measured": "Every number here was measured on the hardware named under Environment.",
     "predicted": "Every number here is a prediction; nothing was run on the hardware it is for.",
@@ -66,6 +73,12 @@ class Row:
     standing: str
     repeats: int
     cells: tuple[Cell, ...]
+    unfit: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """The status, and the phase that does not fit: a table shows the numbers of training."""
+        return f"{self.status_text} while {self.unfit}" if self.unfit else self.status_text
 
 
 def columns(group: Group) -> tuple[Column, ...]:
@@ -120,7 +133,15 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         standing=_why(point, standing) if chance is None else _chance(group, point, chance),
         repeats=len(point.results),
         cells=tuple(cell(group, point, column) for column in shown),
+        unfit=_unfit(point),
     )
+
+
+def _unfit(point: Point) -> str:
+    fit = point.fit
+    if fit is None or fit.verdict == "fits" or fit.phase == "train":
+        return ""
+    return DOING[fit.phase]
 
 
 def _chance(group: Group, point: Point, chance: float) -> str:
