@@ -2,7 +2,7 @@
 // of them, and what fits. It is a module, so it runs after that of Vega, which stands before it.
 
 const GIB_OF_LARGEST_CARD = 256;
-const MILLION = 1e6;
+const NARROW = 560; // pixels, in which legends no longer stand beside each other
 const FINE = 1000; // of a step's length and of its highest memory, the steps that `explorer.py` counts in
 const MOODS = {fits: "good", tight: "unsure", no: "bad"};
 const WORDS = {fits: "fits", tight: "is tight on", no: "does not fit"};
@@ -50,6 +50,7 @@ async function embed(node, specification, words, datasets) {
       delete layer.encoding[axis].scale.zero;
     }
   }
+  if (node.clientWidth < NARROW) filled.config.legend.columns = 1;
   // The interpreter needs no code made from text, which this page's policy forbids.
   const {view} = await vegaEmbed(node, {...filled, datasets}, {ast: true, actions: false, renderer: "svg"});
   return view;
@@ -235,7 +236,7 @@ async function explore(root) {
       const found = cell && cell.best.values[value][0];
       return {
         across: named(across, column), up: named(up, row), each: each < 0 ? "every point" : `${knobs[each].title}: ${named(each, page)}`,
-        text: cell ? digits(found) : "–", share: cell ? (bend(found) - low) / (high - low || 1) : null,
+        text: cell ? digits(found) : "-", share: cell ? (bend(found) - low) / (high - low || 1) : null,
         number: cell?.best.number, name: cell ? `No. ${cell.best.number}: ${cell.best.name}` : "no point",
         points: cell ? `${cell.count} points` : "0 points",
       };
