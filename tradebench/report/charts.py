@@ -16,7 +16,7 @@ import altair as alt
 import vl_convert
 
 from tradebench.report.scatter import Encoding
-from tradebench.report.style import CATEGORY_COLOURS, SHAPES
+from tradebench.report.style import BLUE, CATEGORY_COLOURS, ROLES, SHAPES
 from tradebench.result import CATEGORIES
 
 Specification = dict[str, Any]
@@ -147,7 +147,7 @@ def maps() -> Specification:
             alt.Tooltip("points:N", title="Chosen from"),
         ],
     )
-    painted = base.mark_rect(fill="var(--data-blue)", stroke="var(--page)", strokeWidth=2).encode(
+    painted = base.mark_rect(fill=_variable(BLUE), stroke="var(--page)", strokeWidth=2).encode(
         fillOpacity=alt.FillOpacity("share:Q", legend=None).scale(domain=[0, 1], range=[0.05, 0.55])
     )
     words = base.mark_text(fontSize=12, fill=TEXT).encode(text="text:N")
@@ -208,7 +208,7 @@ def _categories() -> dict[str, Any]:
 
 def _variable(colour: str) -> str:
     """Return the colour as the variable that the page has for it in either theme."""
-    return f"var(--data-{colour.removeprefix('#').lower()}, {colour})"
+    return f"var(--figure-{ROLES[colour]})"
 
 
 def _legend(names: Mapping[str, str], **signs: Any) -> alt.Legend | None:

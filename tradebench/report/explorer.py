@@ -12,9 +12,9 @@ from typing import Any
 
 from tradebench.devices import DEVICES, GIB
 from tradebench.report import charts, ready
+from tradebench.report.choices import Choice, choices, crossed
 from tradebench.report.content import Column, standing
 from tradebench.report.fronts import Z95, Group
-from tradebench.report.knobs import Knob, crossed, knobs
 from tradebench.report.scatter import encoding
 from tradebench.report.tables import Point
 from tradebench.report.units import scale, show
@@ -46,7 +46,7 @@ def payload(group: Group, shown: tuple[Column, ...], directory: Path) -> str:
     `directory` is that of the run, where a prediction has left how memory moves in a step.
     """
     look = encoding(group.ok)
-    turned = knobs(group)
+    varied = choices(group)
     data = {
         "kind": group.kind,
         "accuracyNote": " ".join(group.accuracy_notes) if group.tasks else "",
@@ -54,8 +54,8 @@ def payload(group: Group, shown: tuple[Column, ...], directory: Path) -> str:
         "colours": list(look.colours),
         "shapes": list(look.shapes),
         "categories": CATEGORIES,
-        "knobs": [{"title": knob.title, "values": knob.values} for knob in turned],
-        "crossed": [turned.index(knob) for knob in crossed(turned)],
+        "choices": [{"title": choice.title, "values": choice.values} for choice in varied],
+        "crossed": [varied.index(choice) for choice in crossed(varied)],
         "charts": {
             "scatter": charts.scatter(look),
             "maps": charts.maps(),
@@ -64,7 +64,7 @@ def payload(group: Group, shown: tuple[Column, ...], directory: Path) -> str:
         },
         "points": [
             {
-                **_point(group, point, shown, turned),
+                **_point(group, point, shown, varied),
                 "colour": _place(look.colours.values(), look.colour(point)),
                 "shape": _place(look.shapes.values(), look.shape(point)),
                 "moments": moments(directory, point.trial),
@@ -97,7 +97,7 @@ def _place(signs: Iterable[str], sign: str) -> int:
 
 
 def _point(
-    group: Group, point: Point, shown: tuple[Column, ...], turned: tuple[Knob, ...]
+    group: Group, point: Point, shown: tuple[Column, ...], varied: tuple[Choice, ...]
 ) -> dict[str, Any]:
     return {
         "number": group.numbers[point.trial],
@@ -107,7 +107,7 @@ def _point(
         "advice": (point.fit.advice if point.fit is not None else None) or "",
         "label": group.standing(point).label,
         "standing": standing(group, point),
-        "at": [knob.places.get(point.trial) for knob in turned],
+        "at": [choice.places.get(point.trial) for choice in varied],
         "gpus": point.devices,
         "needs": needs(group, point),
         "cost": _ends(group, point, "device_seconds_per_token", MILLION_IN_HOURS),

@@ -72,7 +72,7 @@ async function unpacked(text) {
 async function explore(root) {
   const find = (name) => root.querySelector(name);
   const data = await unpacked(find("script").textContent);
-  const {columns, knobs, points} = data;
+  const {columns, choices, points} = data;
   const byNumber = new Map(points.map((point) => [point.number, point]));
   const rows = new Map([...root.querySelectorAll("tr[data-number]")]
     .map((row) => [Number(row.dataset.number), row]));
@@ -229,22 +229,22 @@ async function explore(root) {
     const values = [...cells.values()].map(({best}) => best.values[value][0]);
     const bend = spread(values) === "log" ? Math.log : (number) => number;
     const [low, high] = [Math.min(...values), Math.max(...values)].map(bend);
-    const named = (knob, at) => knobs[knob].values[at];
-    const pages = each < 0 ? [0] : knobs[each].values.map((_, at) => at);
-    const drawn = pages.flatMap((page) => knobs[up].values.flatMap((_, row) => knobs[across].values.map((_, column) => {
+    const named = (choice, at) => choices[choice].values[at];
+    const pages = each < 0 ? [0] : choices[each].values.map((_, at) => at);
+    const drawn = pages.flatMap((page) => choices[up].values.flatMap((_, row) => choices[across].values.map((_, column) => {
       const cell = cells.get([page, row, column].join());
       const found = cell && cell.best.values[value][0];
       return {
-        across: named(across, column), up: named(up, row), each: each < 0 ? "every point" : `${knobs[each].title}: ${named(each, page)}`,
+        across: named(across, column), up: named(up, row), each: each < 0 ? "every point" : `${choices[each].title}: ${named(each, page)}`,
         text: cell ? digits(found) : "-", share: cell ? (bend(found) - low) / (high - low || 1) : null,
         number: cell?.best.number, name: cell ? `No. ${cell.best.number}: ${cell.best.name}` : "no point",
         points: cell ? `${cell.count} points` : "0 points",
       };
     })));
     find(".map-title").textContent = `${columns[value].head}, the best of the points kept above, by `
-      + `${knobs[up].title.toLowerCase()} and ${knobs[across].title.toLowerCase()}`;
+      + `${choices[up].title.toLowerCase()} and ${choices[across].title.toLowerCase()}`;
     const view = await embed(find(".maps"), data.charts.maps,
-      {"$x": knobs[across].title, "$y": knobs[up].title, "$value": columns[value].head}, {cells: drawn});
+      {"$x": choices[across].title, "$y": choices[up].title, "$value": columns[value].head}, {cells: drawn});
     view.addEventListener("click", (_, item) => item?.datum?.number && open(byNumber.get(item.datum.number)));
   }
 
@@ -368,7 +368,7 @@ async function explore(root) {
     });
   }
   if (data.crossed.length) {
-    const titles = knobs.map((knob) => knob.title);
+    const titles = choices.map((choice) => choice.title);
     const [up, across, third = -1] = data.crossed;
     options(".map-across", titles, across);
     options(".map-up", titles, up);

@@ -30,7 +30,7 @@ from tradebench.report import (
 from tradebench.report.claims import Comparison, comparison, first
 from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
-from tradebench.report.style import Folder, Picture
+from tradebench.report.style import Folder, Picture, variables
 from tradebench.report.tables import frame, write_parquet
 from tradebench.report.units import count, listed, show, title
 
@@ -263,7 +263,16 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         total=count(len(run.results), "result"),
         version=__version__,
         # Our own files and drawings, whose texts matplotlib has escaped.
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        style=Markup(_themes() + (HERE / "page.css").read_text(encoding="utf-8")),
         scripts=(Script(charts.javascript()), Script(own)),
         svg=Markup,
     )
+
+
+def _themes() -> str:
+    """Return the rules that give drawings their colours, in the light and in the dark."""
+    light, dark = (
+        f":root {{ {' '.join(f'{name}: {colour};' for name, colour in variables(theme).items())} }}"
+        for theme in ("light", "dark")
+    )
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"

@@ -16,17 +16,18 @@ from tradebench.trial import BUDGET, SHAPE
 OFF = "off"
 MAX_VALUES = 12  # columns that still fit a page
 MAX_MAPS = 4
+MIN_CELLS = 6  # fewer are read off the table
 FULL = 0.75  # of the cells of two settings must hold a point, or a map of them is mostly holes
 # What people ask first: fewer bits or a smaller adapter, recomputing more or shorter sequences.
 ASKED_FIRST = (("quantization", "adapters"), ("checkpointing", "sequence"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knob:
+class Choice:
     """A slot, or a field of the budget, that not all points have alike.
 
-    `values` are its settings as people read them, in the order of the suite; `places` maps a trial
-    to where its own stands among them.
+    `values` are its settings as people read them, off before those of the suite; `places` maps a
+    trial to where its own stands among them.
     """
 
     name: str
@@ -35,46 +36,50 @@ class Knob:
     places: Mapping[str, int]
 
 
-def knobs(group: Group) -> tuple[Knob, ...]:
+def choices(group: Group) -> tuple[Choice, ...]:
     """Return every setting that takes from two to a dozen values over the points that ended."""
     settings = {point.trial: _settings(point) for point in group.ok}
     found = []
     for name in dict.fromkeys(name for each in settings.values() for name in each):
         taken = {trial: each.get(name, OFF) for trial, each in settings.items()}
-        values = tuple(dict.fromkeys(taken.values()))
+        # What is off comes first, wherever the suite has it.
+        values = tuple(sorted(dict.fromkeys(taken.values()), key=lambda value: value != OFF))
         if 1 < len(values) <= MAX_VALUES:
             places = {trial: values.index(value) for trial, value in taken.items()}
-            found.append(Knob(name=name, title=_title(name), values=values, places=places))
+            found.append(Choice(name=name, title=_title(name), values=values, places=places))
     return tuple(found)
 
 
-def crossed(found: Sequence[Knob]) -> tuple[Knob, ...]:
+def crossed(found: Sequence[Choice]) -> tuple[Choice, ...]:
     """Return the two settings to map first, and a third that still leaves the maps full.
 
     Empty where no two of them were tried together.
     """
-    by_name = {knob.name: knob for knob in found}
+    by_name = {choice.name: choice for choice in found}
     asked = [(by_name[a], by_name[b]) for a, b in ASKED_FIRST if a in by_name and b in by_name]
     widest = sorted(combinations(found, 2), key=lambda pair: -_cells(pair))
-    pair = next((pair for pair in (*asked, *widest) if _filled(pair) >= FULL), None)
+    wide = (pair for pair in (*asked, *widest) if _cells(pair) >= MIN_CELLS)
+    pair = next((pair for pair in wide if _filled(pair) >= FULL), None)
     if pair is None:
         return ()
     thirds = (
-        knob
-        for knob in found
-        if knob not in pair and len(knob.values) <= MAX_MAPS and _filled((*pair, knob)) >= FULL
+        choice
+        for choice in found
+        if choice not in pair
+        and len(choice.values) <= MAX_MAPS
+        and _filled((*pair, choice)) >= FULL
     )
     return (*pair, *([third] if (third := next(thirds, None)) else []))
 
 
-def _cells(knobs: Sequence[Knob]) -> int:
-    return math.prod(len(knob.values) for knob in knobs)
+def _cells(choices: Sequence[Choice]) -> int:
+    return math.prod(len(choice.values) for choice in choices)
 
 
-def _filled(knobs: Sequence[Knob]) -> float:
-    trials = knobs[0].places
-    held = {tuple(knob.places[trial] for knob in knobs) for trial in trials}
-    return len(held) / _cells(knobs)
+def _filled(choices: Sequence[Choice]) -> float:
+    trials = choices[0].places
+    held = {tuple(choice.places[trial] for choice in choices) for trial in trials}
+    return len(held) / _cells(choices)
 
 
 def _settings(point: Point) -> dict[str, str]:
