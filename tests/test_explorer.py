@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_packing_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert explorer.payload(found, shown, tmp_path) == explorer.payload(found, shown, tmp_path)
 
 
-def choice(name: str, count: int, trials: list[tuple[int, ...]], at: int) -> choices.Choice:
+def choice(name: str, count: int, trials: Sequence[tuple[int, ...]], at: int) -> choices.Choice:
     return choices.Choice(
         name=name,
         title=name,
@@ -90,12 +91,11 @@ def choice(name: str, count: int, trials: list[tuple[int, ...]], at: int) -> cho
     )
 
 
-def grid(*counts: int, hole: float = 0) -> list[choices.Choice]:
-    """The choices of a full grid, or of one without its last share."""
+def grid(*counts: int) -> list[choices.Choice]:
+    """The choices of a full grid."""
     trials = list(product(*map(range, counts)))
-    kept = trials[: len(trials) - int(hole * len(trials))]
     names = ("pruning", "adapters", "quantization", "sharding")
-    return [choice(names[at], count, kept, at) for at, count in enumerate(counts)]
+    return [choice(names[at], count, trials, at) for at, count in enumerate(counts)]
 
 
 def test_bits_and_adapters_are_crossed_before_wider_pairs() -> None:
