@@ -200,7 +200,7 @@ def test_a_card_draws_what_memory_is_for(opened: Any) -> None:
         opened.keyboard.press("Enter")
         card = opened.locator("dialog[open]")
         assert "Memory by category" in card.inner_text()
-        assert re.search(r"weights [\d.,]+ MiB at the peak", card.inner_text())
+        assert re.search(r"At the peak: weights [\d.,]+ MiB", card.inner_text())
         step = (
             "One step from start to end, predicted; the highest moment is 7 MiB."
             in card.inner_text()

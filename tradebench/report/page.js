@@ -255,7 +255,7 @@ async function explore(root) {
     if (!held.length) return;
     node.append(element("h4", {}, "Memory by category"));
     const drawing = node.appendChild(element("div", {class: "plot small", role: "img", "aria-label": "Memory by category"}));
-    node.append(element("ul", {class: "parts"}, ...held.map((each) => element("li", {}, `${each.category} ${each.text} at the peak`))));
+    node.append(element("p", {}, `At the peak: ${held.map((each) => `${each.category} ${each.text}`).join(", ")}.`));
     const words = {"$y": `Memory (${unit})`};
     if (!point.moments) {
       node.append(element("p", {class: "note"}, "Tensor memory at the peak of training."));
@@ -291,7 +291,7 @@ async function explore(root) {
       element("p", {}, [point.status, ...point.reasons, point.advice, described(point)].filter(Boolean).join(". ")),
       element("p", {class: "note"}, `These numbers are ${data.kind}. ${data.accuracyNote}`), facts);
     const drawn = card.appendChild(element("div", {}));
-    card.append(...copied("Suite file: save it as point.yaml, then `tradebench run point.yaml`", point.yaml), ...copied("Settings of transformers and peft", point.code));
+    card.append(...copied("Suite file: save it as point.yaml, then run tradebench run point.yaml", point.yaml), ...copied("Settings of transformers and peft", point.code));
     find("dialog").showModal();
     // A drawing measures its place, which has no width before it is shown.
     memory(point, drawn);
