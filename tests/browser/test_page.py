@@ -287,7 +287,7 @@ def test_maps_show_the_best_of_what_is_kept(planned: Any) -> None:
     """A second way to the same number: the smallest of the table's rows for that cell."""
     choose(planned, "1", "80 GB")
     planned.wait_for_timeout(300)
-    shown = planned.locator(".maps .mark-text text").all_inner_texts()
+    shown = planned.locator(".maps .mark-text.role-mark text").all_text_contents()
     costs = [
         float(each)
         for each in planned.locator("tr[data-number]:visible").evaluate_all(
@@ -297,3 +297,19 @@ def test_maps_show_the_best_of_what_is_kept(planned: Any) -> None:
     numbers = [float(each) for each in shown if each != "-"]
     assert numbers
     assert min(numbers) == pytest.approx(min(costs) / 0.0036, rel=5e-3)
+
+
+def test_paper_has_the_drawing_and_the_front_and_nothing_to_press(opened: Any) -> None:
+    opened.emulate_media(media="print")
+    opened.wait_for_timeout(200)
+
+    box = opened.locator(".plot svg").first.bounding_box()
+    assert box["height"] > 200
+    assert opened.locator(".controls:visible, dialog:visible").count() == 0
+    shown = set(
+        opened.locator(".points tbody tr:visible").evaluate_all(
+            "rows => rows.map(r => r.className)"
+        )
+    )
+    assert shown <= {"front", "possible"}
+    assert "front" in shown

@@ -127,6 +127,8 @@ def _ends(group: Group, point: Point, name: str, unit: float) -> list[float] | N
     else:
         error = Z95 * group.error(point, name)
         ends = (estimate.value - error, estimate.value + error) if error else ()
+        if estimate.unit == "1" and 0 <= estimate.value <= 1:  # a share ends at none and all
+            ends = tuple(min(max(each, 0.0), 1.0) for each in ends)
     return [_short(each / unit) for each in (estimate.value, *ends)]
 
 

@@ -110,7 +110,7 @@ async function explore(root) {
     if (value === undefined) return "no value";
     if (low === undefined) return digits(value);
     return data.kind === "predicted" ? `${digits(value)} (${digits(low)} to ${digits(high)})`
-      : `${digits(value)} ± ${Number((high - value).toPrecision(2))}`;
+      : `${digits(value)} ± ${Number(Math.max(high - value, value - low).toPrecision(2))}`;
   };
   // Hours on all devices of a point, and of one, with the ends of their interval.
   const cost = (point) => {
