@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tradebench.cli import options
-from tradebench.cli.options import INTERRUPTED, Format, FormatOption, ResultsOption
+from tradebench.cli.options import INTERRUPTED, Format, FormatOption, PriceOption, ResultsOption
 from tradebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def report(
     watch: Annotated[
         bool, typer.Option("--watch", help="show a run while it goes on, then report it")
     ] = False,
+    price: PriceOption = None,
     results: ResultsOption = Path("results"),
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -43,6 +44,7 @@ def report(
     and leaves the run alone.
     """
     from tradebench import report, store
+    from tradebench.commands import reporting
 
     directory = store.find(results, run)
     if watch:
@@ -58,7 +60,7 @@ def report(
         typer.echo(report.markdown_table(found))
         return
     target = out or found.directory / "report"
-    written = report.write(found, target, other, pdf=pdf, parquet=parquet)
+    written = reporting.write(found, target, other, pdf=pdf, parquet=parquet, price=price)
     match form:
         case Format.JSON:
             files = [str(file) for file in written]
@@ -66,7 +68,7 @@ def report(
                 "report", {"files": files, "results": options.payloads(found.results)}
             )
         case _:
-            options.print_summary(found, target)
+            options.print_summary(found, target, price)
 
 
 def _watched(directory: Path) -> Run:

@@ -12,6 +12,7 @@ from tradebench.report.predictions import HEADING, apart, prediction_errors, sum
 from tradebench.report.units import count, shorten
 
 if TYPE_CHECKING:
+    from tradebench.report.answers import Answers
     from tradebench.report.claims import Comparison
     from tradebench.report.ladder import Ladder
     from tradebench.report.page import Section
@@ -49,6 +50,8 @@ def _text(
     kinds = list(dict.fromkeys(section.group.kind for section in sections))
     if len(kinds) > 1:
         blocks.append(f"This run holds {' and '.join(kinds)} numbers, each kind on its own.")
+    for section in sections:
+        blocks += _answers(section.answers) if section.answers is not None else []
     for section in sections:
         blocks += _section(section, most)
     if compared is not None:
@@ -99,6 +102,18 @@ def _section(section: Section, most: int | None) -> list[str]:
         blocks.append("\n".join(_ending(each) for each in ended[:most]))
         blocks += _left_out(len(ended), most, "reason")
     return blocks
+
+
+def _answers(found: Answers) -> list[str]:
+    """Return what to run on which machine: smaller print follows in its cell."""
+    lines = [_line(escape(head) for head, _ in found.columns), _line(["---"] * len(found.columns))]
+    for each in found.answers:
+        lines.append(_line("<br>".join(map(escape, cell)) for cell in found.cells(each)))
+    told = [*found.notes]
+    if found.published:
+        told += [f"{found.published_title}: {line}" for line in found.published]
+    notes = "\n".join(f"- {escape(note)}" for note in told)
+    return [f"## {escape(found.title)}", escape(found.rule), "\n".join(lines), notes]
 
 
 def ladder_blocks(ladder: Ladder) -> list[str]:

@@ -27,6 +27,7 @@ from tradebench.report import (
     predictions,
     rungs,
 )
+from tradebench.report.answers import Adviser, Answers
 from tradebench.report.claims import Comparison, comparison, first
 from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
@@ -72,6 +73,7 @@ class Section:
     directory: Path
     unfit: tuple[content.Ending, ...] = ()
     ladder: Ladder | None = None
+    answers: Answers | None = None
 
     @property
     def figures(self) -> tuple[Picture, ...]:
@@ -174,6 +176,7 @@ def write(
     *,
     pdf: bool = False,
     parquet: bool = False,
+    advise: Adviser | None = None,
 ) -> list[Path]:
     """Do what `tradebench.report.write` says; the page is the first of the paths."""
     if not run.results:
@@ -181,7 +184,7 @@ def write(
     compared = comparison(run, beside)
     out.mkdir(parents=True, exist_ok=True)
     predicted = None if beside is None else first(beside, "predicted")
-    found = sections(run, Folder(out, pdf), predicted)
+    found = sections(run, Folder(out, pdf), predicted, advise)
     page, text, table = out / "index.html", out / "report.md", out / "trials.csv"
     paper = out / "table.tex"
     page.write_text(_html(run, found, compared), encoding="utf-8")
@@ -200,10 +203,12 @@ def write(
     return [*written, *drawn]
 
 
-def sections(run: Run, out: Folder, beside: Group | None = None) -> list[Section]:
-    """Return every group with its figures drawn into `out`.
+def sections(
+    run: Run, out: Folder, beside: Group | None = None, advise: Adviser | None = None
+) -> list[Section]:
+    """Return every group with its figures drawn into `out`, and what to run where.
 
-    What `beside` predicts stands in those of what was measured.
+    What `beside` predicts stands in the figures of what was measured.
     """
     found = []
     for number, group in enumerate(predictions.apart(groups(run))):
@@ -224,6 +229,7 @@ def sections(run: Run, out: Folder, beside: Group | None = None) -> list[Section
             unfit=content.unfit(group),
             directory=run.directory,
             ladder=climbed,
+            answers=None if advise is None else advise(group),
         )
         found.append(section)
     return found
