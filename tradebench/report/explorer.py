@@ -125,7 +125,7 @@ def _ends(group: Group, point: Point, name: str, unit: float) -> list[float] | N
     if estimate is None or not math.isfinite(estimate.value):
         return None
     if estimate.predicted:
-        ends = estimate.interval or ()
+        ends: tuple[float, ...] = estimate.interval or ()
     else:
         error = Z95 * group.error(point, name)
         ends = (estimate.value - error, estimate.value + error) if error else ()
@@ -140,7 +140,7 @@ def _short(value: float) -> float:
 
 
 def left(point: Point) -> list[float]:
-    """Return what is left of the model: all its weights or not, bits of each, rank of an adapter."""
+    """Return what a model keeps: all its weights or not, bits of each, rank of an adapter."""
     settings = point.settings
     whole = not {"pruning", "low_rank"} & settings.keys()
     quantized = settings.get("quantization", {})
