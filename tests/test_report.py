@@ -329,8 +329,8 @@ def test_what_the_suite_says_about_its_question_stands_below_it(seen: Page, out:
 
 
 def test_hostile_names_stay_text(seen: Page, html: str) -> None:
-    # The page's own, and the points of each group as data.
-    assert seen.tags["script"] == 1 + len(fronts.groups(run_of(everything())))
+    # Vega's and the page's own, and the points of each group as data.
+    assert seen.tags["script"] == 2 + len(fronts.groups(run_of(everything())))
     assert seen.tags["b"] == 0
     assert "</script><script>alert(1)</script> $x_2$" in seen.text
     assert "\u202e" not in html
@@ -360,9 +360,9 @@ def test_every_figure_with_accuracies_says_whose_they_are(out: Path, seen: Page)
 
     assert {"pareto", "accuracy", "series-adapters-rank"} <= set(shown)
     assert all(sentence in svg for svg in shown.values())
-    # In each such drawing, in its caption, beside the findings and above the table; beside what
-    # fits, beneath the drawing that the reader chooses, and in the data for the cards.
-    assert seen.text.count(sentence) == 2 * len(shown) + 5
+    # In each such drawing but the front, which the page draws itself, and in its caption; beside
+    # the findings and what fits; beneath the page's own drawing, the table and the maps.
+    assert seen.text.count(sentence) == 2 * (len(shown) - 1) + 5
 
 
 def test_the_page_tells_how_to_run_it_again(seen: Page) -> None:

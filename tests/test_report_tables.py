@@ -641,7 +641,7 @@ def test_a_plan_says_what_fits_and_what_is_nearest_to_the_rest() -> None:
     )
 
     assert {point.status_text for point in group.points} == {"fits", "tight", "does not fit"}
-    assert {(each.status, each.reason) for each in content.endings(group)} == {
+    assert {(each.status, each.reason) for each in content.unfit(group)} == {
         ("does not fit", "nf4 saves 9 GiB: fits"),
         ("tight", "no other point of the suite fits either"),
     }

@@ -15,6 +15,8 @@ from tradebench.report.style import (
     BLUE,
     CATEGORY_COLOURS,
     ORANGE,
+    STRIPE,
+    WHITE,
     Folder,
     Picture,
     drawable,
@@ -75,7 +77,7 @@ def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
                 left=left,
                 height=0.72,
                 color=CATEGORY_COLOURS[category],
-                edgecolor="white",
+                edgecolor=WHITE,
                 linewidth=0.5,
                 label=category,
             )
@@ -89,7 +91,7 @@ def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
             va="center",
             fontsize=8,
             # The line of a limit may pass here; the number is more important.
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            bbox={"facecolor": WHITE, "edgecolor": "none", "pad": 0.8},
             zorder=3,
         )
 
@@ -125,9 +127,7 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Folder)
             _accuracy_panel(axes, rows, task)
             _limit(axes, group, f"accuracy.{task}", 0.01)
         handles = [
-            Line2D(
-                [], [], color=ORANGE, marker="o", ls="none", mfc="white", label="before training"
-            ),
+            Line2D([], [], color=ORANGE, marker="o", ls="none", mfc=WHITE, label="before training"),
             Line2D([], [], color=BLUE, marker="o", ls="none", label="after training"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -150,7 +150,7 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Point], task: str) -> None:
         after = point.estimates.get(f"accuracy.{task}")
         # Half a row apart, so that the two uncertainties can be told from each other.
         for estimate, colour, fill, shift in (
-            (before, ORANGE, "white", 0.16),
+            (before, ORANGE, WHITE, 0.16),
             (after, BLUE, BLUE, -0.16),
         ):
             if estimate is not None:
@@ -249,7 +249,7 @@ def _frame(rows: Sequence[Point], columns: int) -> tuple[Figure, list[Axes]]:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         for at in range(1, len(rows), 2):
-            axes.axhspan(at - 0.5, at + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+            axes.axhspan(at - 0.5, at + 0.5, color=STRIPE, linewidth=0, zorder=0)
     return figure, panels
 
 

@@ -94,7 +94,7 @@ def _cells(row: content.Row) -> Iterable[str]:
     yield MARKS[row.label]
     yield escape(shorten(clean(row.name), MAX_NAME))
     for cell in row.cells:
-        yield escape(f"{cell.text} {cell.plus_minus}".strip())
+        yield escape(f"{cell.text} {cell.margin}".strip())
 
 
 def _line(cells: Iterable[str]) -> str:

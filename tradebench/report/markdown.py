@@ -97,10 +97,10 @@ def _section(section: Section, most: int | None) -> list[str]:
     )
     blocks.append(_table(section.columns, section.rows[:most]))
     blocks += _left_out(len(section.rows), most, "point")
-    if section.endings:
+    if ended := (*section.endings, *section.unfit):
         blocks.append("### Points that did not end well, and why")
-        blocks.append("\n".join(_ending(each) for each in section.endings[:most]))
-        blocks += _left_out(len(section.endings), most, "reason")
+        blocks.append("\n".join(_ending(each) for each in ended[:most]))
+        blocks += _left_out(len(ended), most, "reason")
     return blocks
 
 
@@ -127,7 +127,7 @@ def ladder_blocks(ladder: Ladder) -> list[str]:
         name = row.point.name if row.number == 0 else f"+ {row.added}"
         cells = [str(row.number), escape(shorten(name, MAX_NAME)), row.point.status_text]
         for rise in rung.rises:
-            cells.append(f"{rise.cell.text} {rise.cell.plus_minus}".strip())
+            cells.append(f"{rise.cell.text} {rise.cell.margin}".strip())
             cells += [each.text if each else "" for each in (rise.before, rise.baseline)]
         lines.append(_line(cells))
     remarks = [
@@ -144,7 +144,7 @@ def _table(columns: Sequence[content.Column], rows: Iterable[content.Row]) -> st
     heads = ["No.", "Front", "Point", "Status", *(column.head for column in columns)]
     lines = [_line(map(escape, heads)), _line(["---"] * 4 + ["---:"] * len(columns))]
     for row in rows:
-        cells = (f"{cell.text} {cell.plus_minus}".strip() for cell in row.cells)
+        cells = (f"{cell.text} {cell.margin}".strip() for cell in row.cells)
         name = escape(shorten(row.name, MAX_NAME))
         lines.append(_line([str(row.number), row.mark, name, row.status_text, *cells]))
     return "\n".join(lines)

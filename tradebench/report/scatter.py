@@ -19,14 +19,17 @@ from tradebench.report.fronts import Group, Objective
 from tradebench.report.style import (
     BLACK,
     COLOURS,
+    FAINT,
     GREY,
     SHAPES,
+    WHITE,
     Folder,
     Picture,
     drawable,
     drawing,
     intervals,
     note,
+    pale,
     save,
     whiskers,
 )
@@ -198,7 +201,7 @@ def _pareto_panel(
             markersize=7.5,
             markeredgecolor=colour,
             markeredgewidth=1.3,
-            markerfacecolor={"front": colour, "possible": _pale(colour)}.get(label, "white"),
+            markerfacecolor={"front": colour, "possible": pale(colour)}.get(label, WHITE),
             linestyle="none",
             zorder=4 if label in ("front", "possible") else 3,
         )
@@ -252,12 +255,7 @@ def _steps(
     best = sorted({costs[index] for index in pareto.front(costs)})
     xs = [abs(a) / scales[0].factor for a, _ in best]
     ys = [abs(b) / scales[1].factor for _, b in best]
-    axes.step(xs, ys, where="post", color="#B0B0B0", linewidth=1.3, zorder=2)
-
-
-def _pale(colour: str) -> str:
-    parts = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    return "#" + "".join(f"{round(255 - (255 - part) * 0.35):02x}" for part in parts)
+    axes.step(xs, ys, where="post", color=FAINT, linewidth=1.3, zorder=2)
 
 
 def _key(look: Encoding) -> list[Line2D]:

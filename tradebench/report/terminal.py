@@ -100,7 +100,7 @@ def _status(row: Row) -> Text:
 
 def _number(column: Column, cell: Cell, between: str) -> Text:
     """Return the number; room for its interval is kept for accuracies, where it is widest."""
-    interval = cell.plus_minus if column.name.startswith("accuracy") else ""
+    interval = cell.margin if column.name.startswith("accuracy") else ""
     return Text(f"{cell.text}{between}{interval}".strip())
 
 
