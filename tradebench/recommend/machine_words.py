@@ -194,7 +194,7 @@ def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
             f"{_called(asked, found.taken)} would do {_cost(asked, run, found.taken)}, but takes "
             "weights away, and no number here says what that does to the model."
         )
-    return " ".join(told)
+    return " ".join(told[1:] if told[0] == ONLY and len(told) > 1 else told)
 
 
 def _others_predicted(asked: Question, choice: Choice, run: Judged) -> str:

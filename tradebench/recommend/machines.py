@@ -72,11 +72,11 @@ class Found:
     near: Candidate | None = None
 
     @property
-    def key(self) -> tuple[str, bool] | None:
+    def key(self) -> tuple[str | None, ...]:
         """What two machines with the same answer share; that nothing fits is an answer, too."""
         if self.run is not None:
-            return self.run.candidate.trial, self.sure
-        return None if self.near is None else (self.near.trial, False)
+            return self.run.candidate.trial, "fits" if self.sure else "tight"
+        return None if self.near is None else self.near.trial, "nothing fits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,15 +261,14 @@ def merged(every: Sequence[Found]) -> list[Found]:
         if machine.sizes and not wanted and (idle(each) or beyond):
             continue
         before = found[-1] if found else None
-        if before is None or before.machine.gpus != machine.gpus or each.key != before.key:
+        same = before is not None and (before.machine.gpus, before.key) == (machine.gpus, each.key)
+        if before is None or not same or not machine.sizes:
             found.append(each)
-        elif machine.sizes:
-            # The smallest card says what is left over, the largest what is missing.
-            kept = each if each.run is None else before
-            sizes = (*before.machine.sizes, *machine.sizes)
-            found[-1] = replace(kept, machine=replace(kept.machine, sizes=sizes))
-        elif each.run is not None:
-            found[-1] = each
+            continue
+        # The smallest card says what is left over, the largest what is missing.
+        kept = each if each.run is None else before
+        sizes = (*before.machine.sizes, *machine.sizes)
+        found[-1] = replace(kept, machine=replace(kept.machine, sizes=sizes))
     return found
 
 
