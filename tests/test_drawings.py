@@ -165,3 +165,22 @@ def test_every_text_of_the_page_can_be_read(theme: str) -> None:
     for ground in ("page", "panel"):
         for text in ("text", "quiet", "link", "good", "bad"):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+
+
+def test_what_all_names_share_is_said_once() -> None:
+    assert style.told_apart(["bf16 + lora r4", "bf16 + nf4 + lora r4"]) == (
+        "bf16 + lora r4",
+        ["nothing else", "nf4"],
+    )
+    assert style.told_apart(["fp32", "bf16"]) == ("", ["fp32", "bf16"])
+    assert style.told_apart(["fp32", "fp32 + lora"], least=3) == ("", ["fp32", "fp32 + lora"])
+    assert style.told_apart([]) == ("", [])
+
+
+def test_long_names_break_between_techniques() -> None:
+    name = "bf16 + nf4 double + lora r4 + checkpointing 1 + fsdp2 x8"
+
+    assert style.wrapped(name, 34) == "bf16 + nf4 double + lora r4\n+ checkpointing 1 + fsdp2 x8"
+    assert style.wrapped("fp32", 34) == "fp32"
+    assert max(map(len, style.wrapped("nf4 " * 300, 34).splitlines())) <= 34
+    assert len(style.wrapped(" + ".join(["lora r4"] * 40), 34).splitlines()) == 2
