@@ -666,9 +666,12 @@ def test_the_front_as_a_whole_is_a_share_of_a_box() -> None:
     assert found is not None
     assert alone is not None
     assert (found.share, found.low, found.high, found.fixed) == (0.25, 0.25, 0.25, True)
-    assert alone.share == pytest.approx((1 / 3) ** 2)
+    assert alone.share == pytest.approx((1 - 1 / 1.65) ** 2)
+    assert alone.reference == pytest.approx(
+        {"peak_tensor_bytes": 1.65 * 2**30, "step_seconds": 1.65}
+    )
     assert not alone.fixed
-    assert "the worst of this run" in alone.text
+    assert "a tenth beyond the worst of this run" in alone.text
 
 
 def test_the_cover_has_an_interval_where_points_have_noise(run: Run) -> None:
