@@ -329,8 +329,8 @@ def test_what_the_suite_says_about_its_question_stands_below_it(seen: Page, out:
 
 
 def test_hostile_names_stay_text(seen: Page, html: str) -> None:
-    # The page's own, and the points of each group as data.
-    assert seen.tags["script"] == 1 + len(fronts.groups(run_of(everything())))
+    # Vega's and the page's own, and the points of each group as data.
+    assert seen.tags["script"] == 2 + len(fronts.groups(run_of(everything())))
     assert seen.tags["b"] == 0
     assert "</script><script>alert(1)</script> $x_2$" in seen.text
     assert "\u202e" not in html
@@ -360,9 +360,9 @@ def test_every_figure_with_accuracies_says_whose_they_are(out: Path, seen: Page)
 
     assert {"pareto", "accuracy", "series-adapters-rank"} <= set(shown)
     assert all(sentence in svg for svg in shown.values())
-    # In each such drawing, in its caption, beside the findings and above the table; beside what
-    # fits, beneath the drawing that the reader chooses, and in the data for the cards.
-    assert seen.text.count(sentence) == 2 * len(shown) + 5
+    # In each such drawing but the front, which the page draws itself, and in its caption; beside
+    # the findings and what fits; beneath the page's own drawing, the table and the maps.
+    assert seen.text.count(sentence) == 2 * (len(shown) - 1) + 5
 
 
 def test_the_page_tells_how_to_run_it_again(seen: Page) -> None:
@@ -772,12 +772,20 @@ def test_reports_load_only_what_they_need(module: str, heavy: tuple[str, ...]) -
     assert found.stdout.strip() == "[]"
 
 
-def test_too_many_points_for_a_figure_are_said_to_be_left_out(tmp_path: Path) -> None:
-    (group,) = fronts.groups(run_of(tuple(result(settings_of(rank=r)) for r in range(1, 43))))
-    picture = bars.time_figure(group, "time", style.Folder(tmp_path))
+def test_of_too_many_points_a_figure_shows_the_front_and_every_method(tmp_path: Path) -> None:
+    """No rank beats another; the one pruned point is worse than all of them."""
+    crowd = tuple(result(settings_of(rank=rank)) for rank in range(1, 43))
+    (group,) = fronts.groups(run_of(crowd))
+    (mixed,) = fronts.groups(run_of((*crowd, result(settings_of(rank=20, sparsity=0.9)))))
+    pictures = [bars.time_figure(each, "time", style.Folder(tmp_path)) for each in (group, mixed)]
+    captions = [picture.caption for picture in pictures if picture is not None]
+    front = len(group.labelled("front"))
 
-    assert picture is not None
-    assert "The 40 points nearest to the front are drawn; the table has all 42." in picture.caption
+    assert front <= bars.FEW
+    assert f"Drawn are {front} of 42 points: the front; the table has all." in captions[0]
+    assert "the best with each method that it lacks" in captions[1]
+    assert pictures[1] is not None
+    assert "magnitude 90%" in pictures[1].svg
 
 
 def test_many_tasks_are_spread_over_figures(tmp_path: Path) -> None:

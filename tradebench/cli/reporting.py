@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tradebench.cli import options
-from tradebench.cli.options import FAILED, INTERRUPTED, Format, FormatOption, ResultsOption
+from tradebench.cli.options import (
+    FAILED,
+    INTERRUPTED,
+    Format,
+    FormatOption,
+    PriceOption,
+    ResultsOption,
+)
 from tradebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +40,7 @@ def report(
     watch: Annotated[
         bool, typer.Option("--watch", help="show a run while it goes on, then report it")
     ] = False,
+    price: PriceOption = None,
     results: ResultsOption = Path("results"),
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -44,6 +52,7 @@ def report(
     been reported.
     """
     from tradebench import report, store
+    from tradebench.commands import reporting
 
     directory, lost = store.find(results, run), ""
     if watch:
@@ -63,7 +72,7 @@ def report(
         options.note(lost)
         if not found.results:
             raise typer.Exit(FAILED)
-    written = report.write(found, target, other, pdf=pdf, parquet=parquet)
+    written = reporting.write(found, target, other, pdf=pdf, parquet=parquet, price=price)
     match form:
         case Format.JSON:
             files = [str(file) for file in written]
@@ -71,7 +80,7 @@ def report(
                 "report", {"files": files, "results": options.payloads(found.results)}
             )
         case _:
-            options.print_summary(found, target)
+            options.print_summary(found, target, price)
     if lost:
         raise typer.Exit(FAILED)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tradebench import devices, report, store
-from tradebench.commands import header
+from tradebench import devices, store
+from tradebench.commands import header, reporting
 from tradebench.devices import Device, calibration, overheads
 from tradebench.devices.files import require_device
 from tradebench.errors import UserError
@@ -89,7 +89,7 @@ def plan(
     directory = store.create_run(out, f"{suite.name}.plan", said)
     keep(made, directory)
     store.end_run(directory)
-    report.write(store.load(directory), directory / "report")
+    reporting.write(store.load(directory), directory / "report")
     return directory, made
 
 
@@ -104,7 +104,7 @@ def hold_against_published(
         lines = "".join(f"{result.to_json()}\n" for result in kept)
         store.write_text(directory / f"trials.{kind}.jsonl", lines)
     store.end_run(directory)
-    report.write(store.load(directory), directory / "report")
+    reporting.write(store.load(directory), directory / "report")
     return directory, found
 
 

@@ -46,11 +46,11 @@ class Cover:
         alone = (
             ""
             if self.fixed
-            else "; where the suite sets no limit, that is a tenth beyond the worst of this run"
+            else " (where the suite sets no limit, a tenth beyond the worst of this run)"
         )
         return (
-            f"The front covers {share} %{span} of the space between perfection and {self.corner}"
-            f"{alone}."
+            f"Hypervolume, the share of all that is better than {self.corner}{alone} which the "
+            f"front reaches: {share} %{span}."
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.transforms import Transform
 
+from tradebench.report.inlining import inline
 from tradebench.report.tables import Estimate
 from tradebench.report.units import Scale, clean, shorten
 
@@ -26,6 +27,7 @@ BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#767676"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+WHITE, LABEL, LINE, STRIPE, FAINT = "#FFFFFF", "#444444", "#E4E4E4", "#F4F4F4", "#8C8C8C"
 CATEGORY_COLOURS: Mapping[str, str] = {
     "weights": BLUE,
     "gradients": VERMILLION,
@@ -33,7 +35,60 @@ CATEGORY_COLOURS: Mapping[str, str] = {
     "activations": GREEN,
     "communication": PURPLE,
     "temporaries": SKY,
-    "other": "#999999",
+    "other": FAINT,
+}
+# What each colour of a drawing is for. On a page it is the CSS variable `--figure-NAME`.
+ROLES: Mapping[str, str] = {
+    WHITE: "ground",
+    BLACK: "ink",
+    LABEL: "label",
+    GREY: "quiet",
+    FAINT: "faint",
+    LINE: "line",
+    STRIPE: "stripe",
+    BLUE: "blue",
+    VERMILLION: "vermillion",
+    GREEN: "green",
+    PURPLE: "purple",
+    ORANGE: "orange",
+    SKY: "sky",
+}
+TEXTS, MARKS = ("ink", "label", "quiet"), ("faint", *(ROLES[each] for each in COLOURS))
+PALE = 0.35  # as much of the colour as the fill of a point that is perhaps on the front has
+# What a page sets the variables to. Each text has a contrast of at least 4.5 to the ground and each
+# mark of at least 3, which Okabe and Ito's orange and sky blue have on black only, and their blue
+# on white only; in both themes the marks are as far apart for colour-blind readers as theirs are.
+THEMES: Mapping[str, Mapping[str, str]] = {
+    "light": {
+        "ground": "#ffffff",
+        "ink": "#000000",
+        "label": "#444444",
+        "quiet": "#6a6a6a",
+        "faint": "#8c8c8c",
+        "line": "#e4e4e4",
+        "stripe": "#f7f7f7",
+        "blue": "#00558f",
+        "vermillion": "#b03a00",
+        "green": "#007a5a",
+        "purple": "#c46a9c",
+        "orange": "#c07e00",
+        "sky": "#2f90d2",
+    },
+    "dark": {
+        "ground": "#1b1e22",
+        "ink": "#e8e9ea",
+        "label": "#c3c8cd",
+        "quiet": "#a0a7ae",
+        "faint": "#808890",
+        "line": "#383d43",
+        "stripe": "#23272c",
+        "blue": "#2f7fd6",
+        "vermillion": "#d9600f",
+        "green": "#0fa87c",
+        "purple": "#d68fb8",
+        "orange": "#f0b429",
+        "sky": "#6cc3f5",
+    },
 }
 MAX_NAME = 46
 STYLE: Mapping[str, Any] = {
@@ -47,10 +102,10 @@ STYLE: Mapping[str, Any] = {
     "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": LINE,
     "grid.linewidth": 0.7,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
+    "xtick.color": LABEL,
+    "ytick.color": LABEL,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "figure.dpi": 100,
@@ -110,16 +165,34 @@ def save(figure: Figure, name: str, out: Folder, title: str, caption: str, alt: 
         undated = dict.fromkeys(("CreationDate", "Creator", "Producer"))
         figure.savefig(paths[2], format="pdf", metadata={**undated, **said})
     return Picture(
-        name=name, title=title, caption=caption, alt=alt, svg=_inline(svg, name), paths=tuple(paths)
+        name=name,
+        title=title,
+        caption=caption,
+        alt=alt,
+        svg=inline(svg, name, _variable_roles()),
+        paths=tuple(paths),
     )
 
 
-def _inline(svg: str, name: str) -> str:
-    """Cut the SVG down to its element; several drawings on a page must not share an id."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r'\b(id=")', rf"\1{name}-", body)
-    body = re.sub(r"(url\(#)", rf"\1{name}-", body)
-    return re.sub(r'(href="#)', rf"\1{name}-", body)
+def pale(colour: str, ground: str = WHITE) -> str:
+    """Return the colour thinned with the ground, `#rrggbb` as both are."""
+    parts = [(int(colour[at : at + 2], 16), int(ground[at : at + 2], 16)) for at in (1, 3, 5)]
+    return "#" + "".join(f"{round(under + (over - under) * PALE):02x}" for over, under in parts)
+
+
+def variables(theme: str) -> Mapping[str, str]:
+    """Return the CSS variables of drawings in a theme of `THEMES`, with the pale ones."""
+    colours = THEMES[theme]
+    thin = {
+        f"{ROLES[each]}-pale": pale(colours[ROLES[each]], colours["ground"]) for each in COLOURS
+    }
+    return {f"--figure-{role}": colour for role, colour in {**colours, **thin}.items()}
+
+
+def _variable_roles() -> dict[str, str]:
+    """Map each colour as matplotlib writes it to its role."""
+    thin = {pale(each): f"{ROLES[each]}-pale" for each in COLOURS}
+    return {**thin, **{colour.lower(): role for colour, role in ROLES.items()}}
 
 
 def note(figure: Figure | SubFigure, *sentences: str) -> None:
@@ -143,6 +216,28 @@ def intervals(estimates: Iterable[Estimate]) -> str:
     if any(each.interval and not each.predicted for each in drawn):
         parts.append("Thin bar: 95 % interval within one run, from its steps or test items.")
     return " ".join(parts)
+
+
+def wrapped(text: str, width: int, lines: int = 2) -> str:
+    """Return the text on at most so many lines, broken between techniques where it can be."""
+    parts = drawable(text, width * lines).split(" + ")
+    # Only the space before a plus is one to break at.
+    whole = " +\N{NO-BREAK SPACE}".join(each.replace(" ", "\N{NO-BREAK SPACE}") for each in parts)
+    rows = textwrap.wrap(whole, width, break_on_hyphens=False, max_lines=lines, placeholder="…")
+    return "\n".join(rows).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def told_apart(names: Sequence[str], least: int = 2) -> tuple[str, list[str]]:
+    """Return the techniques that all names have, and what each has beside them.
+
+    Of fewer than `least` names all stay as they are.
+    """
+    parts = [name.split(" + ") for name in names]
+    common = [each for each in parts[0] if all(each in other for other in parts)] if parts else []
+    if len(names) < least or not common:
+        return "", list(names)
+    own = [" + ".join(each for each in name if each not in common) for name in parts]
+    return " + ".join(common), [name or "nothing else" for name in own]
 
 
 def drawable(text: str, length: int = MAX_NAME) -> str:
