@@ -151,6 +151,7 @@ example-sharding: $(VENV)/.installed
 example-validation: $(VENV)/.installed
 	mkdir -p reports/validation
 	$(BIN)/tradebench plan --validate > reports/validation/report.md
+	$(BIN)/python tests/test_held.py
 
 gpu-kit: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m gpu.kit

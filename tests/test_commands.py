@@ -60,7 +60,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves reports out, which take seconds to draw."""
-    monkeypatch.setattr(report, "write", lambda run, out: [])
+    monkeypatch.setattr(report, "write", lambda run, out, beside, **options: [])
 
 
 @pytest.fixture

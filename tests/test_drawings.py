@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from tradebench.report import inlining, style
+from tradebench.report import inlining, page, style
 
 # One of everything that matplotlib writes, and a name that would like to be a tag.
 FILE = """<?xml version="1.0" encoding="utf-8" standalone="no"?>
@@ -185,6 +186,18 @@ def test_a_path_of_other_commands_is_only_rounded() -> None:
     other = FILE.replace("M 0 200 \nL", "M 0 200 \nA 1.23456 2 0 0 1 4 5 L")
 
     assert "A 1.23 2 0 0 1 4 5 L" in inlining.inline(other, "one", ROLES)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_of_the_page_can_be_read(theme: str) -> None:
+    sheet = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    light, dark = re.findall(r":root \{([^}]*)\}", sheet)[:2]
+    colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", light if theme == "light" else dark))
+
+    assert set(colours) == {"page", "text", "quiet", "line", "panel", "link", "good", "bad"}
+    for ground in ("page", "panel"):
+        for text in ("text", "quiet", "link", "good", "bad"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
 
 
 def test_what_all_names_share_is_said_once() -> None:

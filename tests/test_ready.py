@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,33 +48,47 @@ def test_a_point_s_settings_are_written_as_the_libraries_take_them(
     assert "use_dora=True" in code
 
 
-def kept(folder: Path, totals: list[int]) -> None:
-    """Lay down a timeline in which all is weights; of one category it says nothing."""
+def kept(folder: Path, totals: list[int]) -> dict[str, Any]:
+    """Lay down a timeline in which all is weights, and return what the page draws of it."""
     (folder / "timelines").mkdir()
-    moments = [{"at": 0.0, **dict.fromkeys(SILENT, 0), "weights": each} for each in totals]
-    text = json.dumps({"moments": moments}).encode()
+    moments = [
+        {"at": place / len(totals), **dict.fromkeys(SILENT, 0), "weights": each}
+        for place, each in enumerate(totals)
+    ]
+    parts = [{"name": "forward", "start": 0.0}, {"name": "backward", "start": 0.5}]
+    text = json.dumps({"moments": moments, "parts": parts}).encode()
     (folder / "timelines" / "t.json.gz").write_bytes(gzip.compress(text))
+    found = explorer.moments(folder, "t")
+    assert found is not None
+    return found
 
 
 def test_a_thinned_step_keeps_its_order_and_its_peak(tmp_path: Path) -> None:
-    kept(tmp_path, [*range(100), 10**12, *range(100, 200)])
-    found = [sum(each) for each in explorer.moments(tmp_path, "t")]
+    found = kept(tmp_path, [*range(500), 10**12, *range(500, 1000)])
+    [(category, sizes)] = found["sizes"]
 
-    assert len(found) <= explorer.MOMENTS
-    assert max(found) == 10**12
-    assert [each for each in found if each < 10**12] == sorted(set(found) - {10**12})
+    assert CATEGORIES[category] == "weights"
+    assert len(sizes) == len(found["at"]) <= explorer.MOMENTS
+    assert found["at"] == sorted(found["at"])
+    assert max(sizes) == 1000
+    assert found["most"] == pytest.approx(10**12 / 2**30, rel=1e-4)
+    assert found["at"][sizes.index(1000)] == round(1000 * 500 / 1001)
 
 
 def test_a_short_step_is_kept_whole(tmp_path: Path) -> None:
-    kept(tmp_path, [3, 1, 2])
+    found = kept(tmp_path, [30, 10, 20])
 
-    assert [sum(each) for each in explorer.moments(tmp_path, "t")] == [3, 1, 2]
+    assert found["sizes"] == [[CATEGORIES.index("weights"), [1000, 333, 667]]]
+    assert found["at"] == [0, 333, 667]
+    assert found["parts"] == [["forward", 0], ["backward", 500]]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no gzip", gzip.compress(b"{}")])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b'{"moments": [3]}')]
+)
 def test_a_step_that_was_not_kept_is_left_out(tmp_path: Path, content: bytes | None) -> None:
     (tmp_path / "timelines").mkdir()
     if content is not None:
         (tmp_path / "timelines" / "t.json.gz").write_bytes(content)
 
-    assert explorer.moments(tmp_path, "t") == []
+    assert explorer.moments(tmp_path, "t") is None

@@ -329,8 +329,8 @@ def test_what_the_suite_says_about_its_question_stands_below_it(seen: Page, out:
 
 
 def test_hostile_names_stay_text(seen: Page, html: str) -> None:
-    # The page's own, and the points of each group as data.
-    assert seen.tags["script"] == 1 + len(fronts.groups(run_of(everything())))
+    # Vega's and the page's own, and the points of each group as data.
+    assert seen.tags["script"] == 2 + len(fronts.groups(run_of(everything())))
     assert seen.tags["b"] == 0
     assert "</script><script>alert(1)</script> $x_2$" in seen.text
     assert "\u202e" not in html
@@ -360,9 +360,9 @@ def test_every_figure_with_accuracies_says_whose_they_are(out: Path, seen: Page)
 
     assert {"pareto", "accuracy", "series-adapters-rank"} <= set(shown)
     assert all(sentence in svg for svg in shown.values())
-    # In each such drawing, in its caption, beside the findings and above the table; beside what
-    # fits, beneath the drawing that the reader chooses, and in the data for the cards.
-    assert seen.text.count(sentence) == 2 * len(shown) + 5
+    # In each such drawing but the front, which the page draws itself, and in its caption; beside
+    # the findings and what fits; beneath the page's own drawing, the table and the maps.
+    assert seen.text.count(sentence) == 2 * (len(shown) - 1) + 5
 
 
 def test_the_page_tells_how_to_run_it_again(seen: Page) -> None:
@@ -415,6 +415,47 @@ def test_markdown_shows_hostile_names_as_they_are(out: Path) -> None:
     assert "\\`a\\` \\*\\*b\\*\\*" in text
     assert "![" in text
     assert "(pareto.png)" in text
+
+
+def assert_renders(text: str) -> None:
+    """Every row of a table has as many cells as its head, and a line of dashes is below that."""
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert tables
+    for table in tables:
+        rows = table.splitlines()
+        assert re.fullmatch(r"\|(?: -{3}:? \|)+", rows[1])
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_markdown_renders_and_links_to_what_was_written(out: Path) -> None:
+    text = (out / "report.md").read_text(encoding="utf-8")
+
+    assert_renders(text)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    assert all(link.startswith("https://") or (out / link).is_file() for link in links)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [300, 1100])
+def test_markdown_of_many_points_is_short_enough_and_renders(number: int) -> None:
+    """With names, reasons and verdicts as long as they come."""
+    every = run_of(
+        tuple(
+            result(
+                settings_of(rank=rank),
+                label=f"{HOSTILE} {rank}",
+                status="ok" if rank % 3 else "oom",
+                reason=None if rank % 3 else f"asked for {rank} MiB " + "and more " * 60,
+            )
+            for rank in range(1, number + 1)
+        )
+    )
+    text = markdown.text(every, [_undrawn(every)])
+
+    assert len(text) < markdown.MAX_CHARACTERS
+    assert_renders(text)
+    assert "## How to run it again" in text
 
 
 def test_long_lists_of_reasons_lose_their_ends() -> None:
@@ -576,7 +617,7 @@ def test_kinds_of_evidence_are_kept_apart(tmp_path: Path) -> None:
     assert tmp_path / "memory-predicted-1.svg" in paths
     assert "measured and predicted numbers" in seen.text
     assert "Predicted and measured" in seen.text
-    assert "Peak tensor memory of 2 points: median error 0.00%, largest +0.00%" in seen.text
+    assert "Peak tensor memory of 2 points: median error 0.00%, largest 0.00%" in seen.text
 
 
 def test_what_was_rehearsed_beside_its_measurement_is_a_table_of_errors(tmp_path: Path) -> None:
@@ -666,9 +707,12 @@ def test_the_front_as_a_whole_is_a_share_of_a_box() -> None:
     assert found is not None
     assert alone is not None
     assert (found.share, found.low, found.high, found.fixed) == (0.25, 0.25, 0.25, True)
-    assert alone.share == pytest.approx((1 / 3) ** 2)
+    assert alone.share == pytest.approx((1 - 1 / 1.65) ** 2)
+    assert alone.reference == pytest.approx(
+        {"peak_tensor_bytes": 1.65 * 2**30, "step_seconds": 1.65}
+    )
     assert not alone.fixed
-    assert "the worst of this run" in alone.text
+    assert "a tenth beyond the worst of this run" in alone.text
 
 
 def test_the_cover_has_an_interval_where_points_have_noise(run: Run) -> None:

@@ -27,6 +27,7 @@ pytestmark = [
 
 
 RESULTS = Path(__file__).parents[2] / "results"
+MARKS = ".plot .mark-symbol.role-mark path"
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(2)>",
@@ -46,8 +47,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         each.model_copy(update={"label": names.get(each.trial, each.label)}) for each in run.results
     )
     (folder / "timelines").mkdir()
-    moments = [dict.fromkeys(CATEGORIES, size) for size in (0, 2**20, 2**19)]
-    step = gzip.compress(json.dumps({"moments": moments}).encode())
+    moments = [
+        {"at": at, **dict.fromkeys(CATEGORIES, size)}
+        for at, size in ((0.0, 0), (0.3, 2**20), (0.8, 2**19))
+    ]
+    parts = [{"name": "forward", "start": 0.0}, {"name": "backward", "start": 0.5}]
+    step = gzip.compress(json.dumps({"moments": moments, "parts": parts}).encode())
     for trial in trials[::2]:
         (folder / "timelines" / f"{trial}.json.gz").write_bytes(step)
     report.write(replace(run, results=found, directory=folder), folder)
@@ -64,15 +69,16 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(params=["light", "dark"])
 def opened(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
-    """The page, which must end without an error and without a request for anything else."""
+    """The page, which must end without a word on the console, or a request for anything else."""
     context = browser.new_context(offline=True, color_scheme=request.param)
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    page.on("console", lambda line: wrong.append(line.text))
     page.on("dialog", lambda dialog: wrong.append(dialog.message))
     page.on("request", lambda each: None if each.url == address else wrong.append(each.url))
     page.goto(address)
+    page.locator(MARKS).first.wait_for()
     yield page
     context.close()
     assert wrong == []
@@ -102,20 +108,74 @@ def test_less_memory_leaves_fewer_points_and_another_answer(opened: Any) -> None
 
 def test_dragging_over_the_drawing_filters_the_table(opened: Any) -> None:
     before = rows(opened)
-    opened.locator(".plot svg").first.scroll_into_view_if_needed()
-    box = opened.locator(".plot svg").first.bounding_box()
-    opened.mouse.move(box["x"] + 75, box["y"] + 16)
-    opened.mouse.down()
-    opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 60, steps=4)
-    opened.mouse.up()
+    drag(opened)
 
     assert 0 < rows(opened) < before
+    assert opened.locator(".kept").first.inner_text().startswith(f"{rows(opened)} of ")
+    opened.locator(".clear").first.click()
+    assert rows(opened) == before
+
+
+def drag(page: Any) -> None:
+    """Draw a box over the left upper part of the drawing."""
+    plot = page.locator(".plot svg").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + 75, box["y"] + 16)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(100)
+
+
+def test_any_two_quantities_can_be_drawn_against_each_other(opened: Any) -> None:
+    def titles() -> list[str]:
+        return [each.text_content() for each in opened.locator(".plot .role-axis-title text").all()]
+
+    assert titles() == [
+        "Peak tensor memory (MiB), less is better",
+        "Accuracy on guilds (%), more is better",
+    ]
+    opened.locator(".across").first.select_option(label="Step time (ms)")
+    opened.locator(".plot .role-axis-title text", has_text="Step time").wait_for()
+    assert titles()[0] == "Step time (ms), less is better"
+
+
+def test_pointing_at_a_mark_tells_its_whole_configuration(opened: Any) -> None:
+    opened.locator(".filter").first.fill("bf16 nf4")
+    marks = opened.locator(MARKS)
+    solid = [each for each in marks.all() if each.get_attribute("opacity") == "1"]
+    assert len(solid) == rows(opened) < marks.count()
+    solid[0].hover()
+
+    told = opened.locator("#vg-tooltip-element").inner_text()
+    assert "bf16 + nf4 + lora r16 + checkpointing 1" in told
+    assert re.search(r"Peak tensor memory \(MiB\): [\d.]+", told)
+    solid[0].click()
+    assert opened.locator("dialog[open]").count() == 1
+
+
+def test_a_name_that_smuggles_in_a_script_stays_text_in_the_tooltip(opened: Any) -> None:
+    name = HOSTILE[1]
+    opened.locator(".filter").first.fill("onerror")
+    marks = opened.locator(MARKS)
+    next(each for each in marks.all() if each.get_attribute("opacity") == "1").hover()
+
+    tip = opened.locator("#vg-tooltip-element")
+    assert name in tip.inner_text()
+    assert tip.locator("img").count() == 0
 
 
 def test_the_keyboard_reaches_a_point_and_opens_its_card(opened: Any) -> None:
-    opened.locator("tr[data-number]").nth(2).focus()
+    def thick() -> int:
+        widths = opened.locator(MARKS).evaluate_all(
+            "marks => marks.map(each => Number(each.getAttribute('stroke-width')))"
+        )
+        return sum(width > 4 for width in widths)
 
-    assert opened.locator(".mark.chosen").count() == 1
+    assert thick() == 0
+    opened.locator("tr[data-number]").nth(2).focus()
+    assert thick() == 1
     opened.keyboard.press("Enter")
     card = opened.locator("dialog[open]")
     assert card.count() == 1
@@ -125,6 +185,14 @@ def test_the_keyboard_reaches_a_point_and_opens_its_card(opened: Any) -> None:
     assert opened.locator("dialog[open]").count() == 0
 
 
+def test_a_click_on_a_row_opens_its_card(opened: Any) -> None:
+    row = opened.locator("tr[data-number]").nth(1)
+    row.locator("td").nth(1).click()
+
+    number = row.get_attribute("data-number")
+    assert f"No. {number}:" in opened.locator("dialog[open] h3").inner_text()
+
+
 def test_a_card_draws_what_memory_is_for(opened: Any) -> None:
     seen = set()
     for at in range(rows(opened)):
@@ -132,12 +200,13 @@ def test_a_card_draws_what_memory_is_for(opened: Any) -> None:
         opened.keyboard.press("Enter")
         card = opened.locator("dialog[open]")
         assert "Memory by category" in card.inner_text()
-        assert re.search(r"weights [\d.,]+ MiB at the peak", card.inner_text())
+        assert re.search(r"At the peak: weights [\d.,]+ MiB", card.inner_text())
         step = (
             "One step from start to end, predicted; the highest moment is 7 MiB."
             in card.inner_text()
         )
-        assert card.locator("svg path" if step else "svg:not(.sample) rect").count() > 2
+        card.locator(".plot .mark-area path" if step else ".plot .mark-rect path").first.wait_for()
+        assert step == ("backward" in card.locator(".plot").inner_text())
         seen.add(step)
         opened.keyboard.press("Escape")
 
@@ -156,3 +225,91 @@ def test_three_hundred_points_stay_below_two_megabytes(tmp_path: Path) -> None:
     report.write(replace(run, results=run.results[:300]), tmp_path)
 
     assert (tmp_path / "index.html").stat().st_size < 2_000_000
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a large plan."""
+    folder = tmp_path_factory.mktemp("plan")
+    report.write(store.load(RESULTS / "llama-3.3-70b.plan" / "example"), folder)
+    return Path(folder / "index.html").as_uri()
+
+
+@pytest.fixture
+def planned(browser: Any, plan: str) -> Iterator[Any]:
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto(plan)
+    page.locator(MARKS).first.wait_for()
+    yield page
+    context.close()
+
+
+def choose(page: Any, gpus: str, size: str) -> str:
+    """Choose a machine, and return what the page says of it."""
+    page.locator(".gpus").select_option(gpus)
+    page.get_by_role("button", name=size, exact=True).click()
+    return str(page.locator(".answer").inner_text())
+
+
+def test_a_machine_that_is_chosen_is_what_the_table_speaks_of(planned: Any) -> None:
+    answer = choose(planned, "2", "24 GB")
+
+    found = re.match("On 2 \u00d7 24 GB, (\\d+) points? fits? and (\\d+) may, just", answer)
+    assert found is not None, answer
+    told = planned.locator("tr[data-number]:visible .status").all_inner_texts()
+    assert told.count("fits 2 \u00d7 24 GB") == int(found[1])
+    assert told.count("is tight on 2 \u00d7 24 GB") == int(found[2])
+    assert len(told) == int(found[1]) + int(found[2])
+
+
+def test_degrees_that_were_not_planned_are_not_called_impossible(planned: Any) -> None:
+    assert "points for 1, 2, 8 devices only" in choose(planned, "4", "24 GB")
+
+
+def test_tokens_and_a_price_become_hours_and_money(planned: Any) -> None:
+    planned.locator(".tokens").fill("100")
+    planned.locator(".price").fill("2.5")
+    answer = choose(planned, "8", "80 GB")
+
+    hours, devices, money = (
+        float(each)
+        for each in re.search(
+            r"take ([\d.]+) \([^)]*\) hours = ([\d.]+) \([^)]*\) device-hours, \$([\d.]+) \(",
+            answer,
+        ).groups()  # type: ignore[union-attr]
+    )
+    assert devices == pytest.approx(8 * hours, rel=0.01)
+    assert money == pytest.approx(2.5 * devices, rel=0.01)
+
+
+def test_maps_show_the_best_of_what_is_kept(planned: Any) -> None:
+    """A second way to the same number: the smallest of the table's rows for that cell."""
+    choose(planned, "1", "80 GB")
+    planned.wait_for_timeout(300)
+    shown = planned.locator(".maps .mark-text.role-mark text").all_text_contents()
+    costs = [
+        float(each)
+        for each in planned.locator("tr[data-number]:visible").evaluate_all(
+            "rows => rows.map(row => row.cells[6].dataset.value).filter(each => each)"
+        )
+    ]
+    numbers = [float(each) for each in shown if each != "-"]
+    assert numbers
+    assert min(numbers) == pytest.approx(min(costs) / 0.0036, rel=5e-3)
+
+
+def test_paper_has_the_drawing_and_the_front_and_nothing_to_press(opened: Any) -> None:
+    opened.emulate_media(media="print")
+    opened.wait_for_timeout(200)
+
+    box = opened.locator(".plot svg").first.bounding_box()
+    assert box["height"] > 200
+    assert opened.locator(".controls:visible, dialog:visible").count() == 0
+    shown = set(
+        opened.locator(".points tbody tr:visible").evaluate_all(
+            "rows => rows.map(r => r.className)"
+        )
+    )
+    assert shown <= {"front", "possible"}
+    assert "front" in shown

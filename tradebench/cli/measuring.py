@@ -116,7 +116,7 @@ def run(
     every point was measured or ended as a finding (oom, diverged, skipped), and with 5 when a trial
     failed unexpectedly.
     """
-    from tradebench import report, store
+    from tradebench import store
     from tradebench.suite import WHOLE, Shard, Suite
 
     loaded = Suite.load(suite)
@@ -135,7 +135,7 @@ def run(
     if dry_run:
         print_points(loaded, form, share)
         return
-    from tradebench.commands import sweep
+    from tradebench.commands import reporting, sweep
     from tradebench.runner.engines.ray import Cluster
     from tradebench.runner.options import Options
 
@@ -165,7 +165,7 @@ def run(
     # A report is of the whole run; machines that write one side by side write none.
     folder = finished.directory / "report" if author == store.LOCAL else None
     if finished.results and folder is not None:
-        report.write(finished, folder)
+        reporting.write(finished, folder)
     if form is Format.JSON:
         options.print_json(
             "run", {"run": str(finished.directory), "results": options.payloads(finished.results)}
@@ -201,7 +201,8 @@ def merge(
 
     Nothing is averaged: the report lists points that more than one machine has made.
     """
-    from tradebench import report, store
+    from tradebench import store
+    from tradebench.commands import reporting
     from tradebench.commands.merging import merge as bring_together
 
     found = [store.load(store.find(results, each)) for each in runs]
@@ -209,7 +210,7 @@ def merge(
         typer.echo(problem, err=True)
     merged = bring_together(found, out, note=lambda text: typer.echo(text, err=True))
     if merged.results:
-        report.write(merged, merged.directory / "report")
+        reporting.write(merged, merged.directory / "report")
     if form is Format.JSON:
         options.print_json(
             "merge", {"run": str(merged.directory), "results": options.payloads(merged.results)}

@@ -76,14 +76,14 @@ def print_json(command: str, content: Mapping[str, Any]) -> None:
     typer.echo(json.dumps({"schema": f"tradebench.{command}/1", **content}, allow_nan=False))
 
 
-def print_summary(finished: Run, folder: Path | None) -> None:
+def print_summary(finished: Run, folder: Path | None, price: float | None = None) -> None:
     """Print the short table of a run, and where its report lies or how to write one."""
     from rich.console import Console
 
-    from tradebench import report
+    from tradebench.commands import reporting
 
     console = Console()
-    console.print(report.table(finished, console.width))
+    console.print(reporting.table(finished, console.width, price))
     where = folder / "index.html" if folder else f"tradebench report {finished.directory} writes it"
     console.print(f"report: {where}", soft_wrap=True)
 

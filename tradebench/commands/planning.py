@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tradebench import devices, report, store
-from tradebench.commands import header
+from tradebench import devices, store
+from tradebench.commands import header, reporting
 from tradebench.devices import Device, calibration, overheads
 from tradebench.devices.files import require_device
 from tradebench.errors import UserError
@@ -88,7 +88,8 @@ def plan(
         said["limits"] = {**said["limits"], "peak_process_bytes": aim.device.reported_bytes[0]}
     directory = store.create_run(out, f"{suite.name}.plan", said)
     keep(made, directory)
-    report.write(store.load(directory), directory / "report")
+    store.end_run(directory)
+    reporting.write(store.load(directory), directory / "report")
     return directory, made
 
 
@@ -102,7 +103,8 @@ def hold_against_published(
     for kind, kept in (("published", results()), ("plan", validate.results(found))):
         lines = "".join(f"{result.to_json()}\n" for result in kept)
         store.write_text(directory / f"trials.{kind}.jsonl", lines)
-    report.write(store.load(directory), directory / "report")
+    store.end_run(directory)
+    reporting.write(store.load(directory), directory / "report")
     return directory, found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Group as Stack
@@ -36,8 +36,8 @@ def sentence(made: Answer) -> str:
     if choice.best is None:
         return _nothing(choice)
     best = choice.best
-    interval = _interval(best.goal)
-    figure = f"{_of(best.goal)}{f' ({interval})' if interval else ''}"
+    ends = interval(best.goal)
+    figure = f"{_of(best.goal)}{f' ({ends})' if ends else ''}"
     needs = _needs(choice, best)
     pool = count(len(choice.pool), "point")
     if best.verdict == "possibly":
@@ -77,7 +77,8 @@ def draw(made: Answer, width: int) -> RenderableType:
     parts += [_wide(heads, rows)] if needed <= width else _narrow(heads, rows)
     parts += [Text(""), *(Text(line) for line in lines(made))]
     if made.published:
-        parts += [Text(""), Text(f"{PUBLISHED_TITLE}:"), *map(Text, _published(made))]
+        told = (Text(f"- {line}") for line in span_lines(made.published))
+        parts += [Text(""), Text(f"{PUBLISHED_TITLE}:"), *told]
     return Stack(*parts)
 
 
@@ -111,7 +112,7 @@ def markdown(made: Answer, suite: str | None) -> str:
     blocks = [f"**{escape(sentence(made))}**", "\n".join(table)]
     blocks += ["\n".join(f"- {escape(line)}" for line in lines(made))]
     if made.published:
-        told = "\n".join(f"- {escape(line[2:])}" for line in _published(made))
+        told = "\n".join(f"- {escape(line)}" for line in span_lines(made.published))
         blocks += [f"{PUBLISHED_TITLE}:", told]
     if suite is not None:
         blocks.append(f"```yaml\n{suite.rstrip()}\n```")
@@ -286,13 +287,14 @@ def _confidence(choice: Choice, best: Judged) -> str:
         return ""
     chance = choice.chances.get(best.candidate.trial)
     if chance is not None:
-        return f", and the best of them with a probability of {_percent(chance)}"
+        return f", and the best of them with a probability of {percent(chance)}"
     if choice.kind == "predicted":
         return ", in an order that holds as far as errors of a prediction move all points alike"
     return ""
 
 
-def _percent(chance: float) -> str:
+def percent(chance: float) -> str:
+    """A probability, as exactly as one is known."""
     if chance > 0.99:
         return "over 99 %"
     return f"{100 * chance:.0f} %" if chance >= 0.01 else "under 1 %"
@@ -302,7 +304,7 @@ def _of(figure: Figure) -> str:
     return amount(figure.name, figure.value, figure.unit)
 
 
-def _interval(figure: Figure) -> str:
+def interval(figure: Figure) -> str:
     """Both ends, in the unit of the value; empty where there is no interval."""
     if figure.low == figure.high:
         return ""
@@ -352,12 +354,12 @@ def _cell(figure: Figure | None, factor: float, *, mixed: bool) -> str:
     return f"{text} {figure.kind}" if mixed and figure.kind is not None else text
 
 
-def _published(made: Answer) -> list[str]:
-    """A line for all models of one table of one source."""
+def span_lines(published: Iterable[tuple[str, Sequence[Span]]]) -> list[str]:
+    """What was published for some techniques, a line for all models of one table of one source."""
     found = []
-    for name, each in made.published:
+    for name, each in published:
         models: dict[str, list[str]] = {}
         for span in each:
             models.setdefault(span.conditions, []).append(span.told)
-        found += [f"- {name}: {', '.join(told)} ({said})." for said, told in models.items()]
+        found += [f"{name}: {', '.join(told)} ({said})." for said, told in models.items()]
     return found

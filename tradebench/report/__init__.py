@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tradebench.report.answers import Adviser
     from tradebench.store import Run
 
 __all__ = ["markdown_table", "table", "write"]
@@ -23,12 +24,13 @@ def write(
     *,
     pdf: bool = False,
     parquet: bool = False,
+    advise: Adviser | None = None,
 ) -> list[Path]:
     """Write the page, Markdown, CSV, LaTeX and every figure into `out`; return what was written.
 
     With `pdf` every figure is written as PDF as well, with `parquet` the numbers as Parquet. The
     predictions of the run `beside` are set beside what single techniques and settings change in
-    this one.
+    this one. What `advise` answers for a group of points, page and Markdown open with.
 
     Raises:
         NothingToCompareError: The run holds no Result.
@@ -36,7 +38,7 @@ def write(
     """
     from tradebench.report.page import write as write_page
 
-    return write_page(run, out, beside, pdf=pdf, parquet=parquet)
+    return write_page(run, out, beside, pdf=pdf, parquet=parquet, advise=advise)
 
 
 def markdown_table(run: Run) -> str:
@@ -46,11 +48,12 @@ def markdown_table(run: Run) -> str:
     return short_table(run)
 
 
-def table(run: Run, width: int | None = None) -> RenderableType:
+def table(run: Run, width: int | None = None, advise: Adviser | None = None) -> RenderableType:
     """Return the short table and the summary line that end a run on the terminal.
 
-    With the `width` of the terminal, the front is drawn above them.
+    With the `width` of the terminal, the front is drawn above them; what `advise` answers comes
+    last, where it is read first.
     """
     from tradebench.report.terminal import table as terminal_table
 
-    return terminal_table(run, width)
+    return terminal_table(run, width, advise)

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from tradebench.report.fronts import MARKS, Z95, Group, Label, Standing
+from tradebench.report.fronts import MARKS, Z95, Group, Label
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
 from tradebench.report.units import Scale, clean, count, listed, scale, show, title
-from tradebench.result import Environment, Kind, Status, canonical_json
+from tradebench.result import Environment, Kind, Phase, Status, canonical_json
 from tradebench.suite.source import paragraphs
+from tradebench.trial import SHAPE
 
 if TYPE_CHECKING:
     from tradebench.store import Run
@@ -22,6 +23,13 @@ FED = ("tokens_per_step", "padding_share")
 MAX_COLUMNS = 12
 MAX_HEADLINES = 5
 MAX_ALIKE = 3
+DOING: Mapping[Phase, str] = {
+    "load": "loading",
+    "compress": "compressing",
+    "evaluate_before": "evaluating",
+    "train": "training",
+    "evaluate_after": "evaluating",
+}
 KIND_NOTES = {
     "measured": "Every number here was measured on the hardware named under Environment.",
     "predicted": "Every number here is a prediction; nothing was run on the hardware it is for.",
@@ -45,11 +53,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A number as text, the half-width of its 95 % interval, and the plain value to sort by."""
+    """A number as text, with its uncertainty, and the plain value to sort by.
+
+    `margin` is the half-width of a measurement's 95 % interval, or both ends of a prediction's.
+    """
 
     text: str = ""
-    plus_minus: str = ""
+    margin: str = ""
     value: float | None = None
+
+
+Mood = Literal["good", "bad", "unsure", "quiet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +74,21 @@ class Row:
     name: str
     status: Status
     status_text: str
+    mood: Mood
     reasons: tuple[str, ...]
     label: Label
     mark: str
     standing: str
     repeats: int
     cells: tuple[Cell, ...]
+    worst_phase: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """The status, and the phase that does not fit: a table shows the numbers of training."""
+        return (
+            f"{self.status_text} while {self.worst_phase}" if self.worst_phase else self.status_text
+        )
 
 
 def columns(group: Group) -> tuple[Column, ...]:
@@ -74,7 +97,12 @@ def columns(group: Group) -> tuple[Column, ...]:
     What a step trains on has a column where that is not the same for all points.
     """
     names = [each.name for each in group.objectives]
-    names += [*MEMORY, "step_seconds", "tokens_per_second"]
+    # What a device must give decides about a plan; its other memories are in the CSV.
+    if any(point.fit is not None for point in group.ok):
+        names = ["needed_bytes", *names, "device_seconds_per_token", MEMORY[0]]
+    else:
+        names += MEMORY
+    names += ["step_seconds", "tokens_per_second"]
     names += [name for name in FED if len({point.value(name) for point in group.ok}) > 1]
     for task in group.tasks:
         names += [f"accuracy_before.{task}", f"accuracy.{task}"]
@@ -107,34 +135,61 @@ def rows(group: Group, shown: Iterable[Column]) -> tuple[Row, ...]:
 
 
 def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
-    standing = group.standing(point)
-    chance = standing.probability
+    found = group.standing(point)
     return Row(
         number=group.numbers[point.trial],
         name=point.name,
         status=point.status,
         status_text=point.status_text,
-        reasons=point.reasons,
-        label=standing.label,
-        mark=MARKS[standing.label],
-        standing=_why(point, standing) if chance is None else _chance(group, point, chance),
+        mood=_mood(point),
+        reasons=point.reasons or _advice(point),
+        label=found.label,
+        mark=MARKS[found.label],
+        standing=standing(group, point),
         repeats=len(point.results),
         cells=tuple(cell(group, point, column) for column in shown),
+        worst_phase=_worst_phase(point),
     )
 
 
-def _chance(group: Group, point: Point, chance: float) -> str:
-    """Return the probability of being on the front, and the numbers of points just like this."""
+def _worst_phase(point: Point) -> str:
+    fit = point.fit
+    if fit is None or fit.verdict == "fits" or fit.phase == "train":
+        return ""
+    return DOING[fit.phase]
+
+
+def _mood(point: Point) -> Mood:
+    """Return whether the status is good news; that a point does not fit is none."""
+    if point.status != "ok":
+        return "quiet" if point.status == "skipped" else "bad"
+    if point.fit is None or point.fit.verdict == "fits":
+        return "good"
+    return "unsure" if point.fit.verdict == "tight" else "bad"
+
+
+def _advice(point: Point) -> tuple[str, ...]:
+    """Return the nearest change that fits, where this does not."""
+    advice = point.fit.advice if point.fit is not None else None
+    return (clean(advice),) if advice else ()
+
+
+def standing(group: Group, point: Point) -> str:
+    """Return the probability of being on the front, and the numbers of points just like this.
+
+    Where the point stands nowhere, say why, unless its status says so already. Between predictions
+    nothing is left to chance.
+    """
+    found = group.standing(point)
+    if found.probability is None:
+        return found.reason if point.status == "ok" else ""
+    if group.kind == "predicted":
+        return ""
     like = sorted(group.numbers[trial] for trial in group.alike.get(point.trial, ()))
     if not like:
-        return f"P = {chance:.2f}"
+        return f"P = {found.probability:.2f}"
     more = f" and {len(like) - MAX_ALIKE} more" if len(like) > MAX_ALIKE else ""
-    return f"P = {chance:.2f}, like {', '.join(map(str, like[:MAX_ALIKE]))}{more}"
-
-
-def _why(point: Point, standing: Standing) -> str:
-    """Return why the point stands nowhere, where its status does not say so already."""
-    return standing.reason if point.status == "ok" else ""
+    return f"P = {found.probability:.2f}, like {', '.join(map(str, like[:MAX_ALIKE]))}{more}"
 
 
 def cell(group: Group, point: Point, column: Column) -> Cell:
@@ -143,12 +198,12 @@ def cell(group: Group, point: Point, column: Column) -> Cell:
     if estimate is None:
         return Cell()
     unit = Scale(column.scale.factor, "")
-    error = Z95 * group.error(point, column.name)
-    return Cell(
-        text=unit.text(estimate.value),
-        plus_minus=f"± {unit.text(error, 2)}" if error else "",
-        value=estimate.value,
-    )
+    if estimate.predicted:
+        margin = "" if estimate.interval is None else " to ".join(map(unit.text, estimate.interval))
+    else:
+        error = Z95 * group.error(point, column.name)
+        margin = f"± {unit.text(error, 2)}" if error else ""
+    return Cell(text=unit.text(estimate.value), margin=margin, value=estimate.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +216,8 @@ class Ending:
 
 
 def endings(group: Group) -> tuple[Ending, ...]:
-    """Return every reason once, with its points, failures first; what does not fit comes last."""
+    """Return every reason why points did not end well, once, with its points, failures first."""
     found: dict[tuple[Status, str], list[str]] = {}
-    unfit: dict[tuple[str, str], list[str]] = {}
     for point in group.ordered:
         for result in point.results:
             if result.status != "ok":
@@ -171,14 +225,57 @@ def endings(group: Group) -> tuple[Ending, ...]:
                 names = found.setdefault((result.status, reason), [])
                 if point.name not in names:
                     names.append(point.name)
+    ordered = sorted(found.items(), key=lambda item: SEVERITY.index(item[0][0]))
+    return tuple(
+        Ending(status=STATUS_WORDS[status], reason=reason, names=tuple(names))
+        for (status, reason), names in ordered
+    )
+
+
+def unfit(group: Group) -> tuple[Ending, ...]:
+    """Return the nearest changes that fit, with the points of a plan that do not."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for point in group.ordered:
         if point.fit is not None and point.fit.verdict != "fits":
             advice = point.fit.advice or "no other point of the suite fits either"
-            unfit.setdefault((point.fit.verdict, clean(advice)), []).append(point.name)
-    ordered = sorted(found.items(), key=lambda item: SEVERITY.index(item[0][0]))
-    ended = [(STATUS_WORDS[status], reason, names) for (status, reason), names in ordered]
-    ended += [(verdict, advice, names) for (verdict, advice), names in unfit.items()]
+            found.setdefault((point.fit.verdict, clean(advice)), []).append(point.name)
     return tuple(
-        Ending(status=status, reason=reason, names=tuple(names)) for status, reason, names in ended
+        Ending(status=verdict, reason=advice, names=tuple(names))
+        for (verdict, advice), names in found.items()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """What a part of points' names stands for, and who described it first."""
+
+    name: str
+    meaning: str
+    source: str
+
+
+def glossary(group: Group) -> tuple[Term, ...]:
+    """Return every technique that a point's name speaks of, by slot."""
+    found: dict[str, Term] = {}
+    for point in group.points:
+        for part in point.asked.techniques if point.asked is not None else ():
+            name = f"{part.slot}: {part.method}"
+            found.setdefault(name, Term(name=name, meaning=part.summary(), source=part.cite))
+    return tuple(found[name] for name in sorted(found))
+
+
+def workload(group: Group) -> str:
+    """Return what one step of one device trains on; empty where points differ in it."""
+    budgets = [point.results[0].budget for point in group.points]
+    shapes = {tuple(budget.get(name) for name in SHAPE) for budget in budgets}
+    if len(shapes) > 1 or any(name not in budgets[0] for name in SHAPE):
+        return ""
+    shape = {name: int(budgets[0][name]) for name in SHAPE}
+    return (
+        f"One step trains on {count(shape['batch'], 'sequence')} of at most "
+        f"{shape['sequence']:,} tokens"
+        + (f", {shape['accumulation']} times over" if shape["accumulation"] > 1 else "")
+        + (", on every device." if any(point.devices > 1 for point in group.points) else ".")
     )
 
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tradebench.devices import DEVICES, GIB
-from tradebench.report import ready
-from tradebench.report.content import Column, cell
-from tradebench.report.fronts import Group
-from tradebench.report.scatter import Encoding, encoding
-from tradebench.report.style import CATEGORY_COLOURS
+from tradebench.report import charts, ready
+from tradebench.report.choices import Choice, choices, crossed
+from tradebench.report.content import Column, standing
+from tradebench.report.fronts import Z95, Group
+from tradebench.report.scatter import encoding
+from tradebench.report.series import bits
 from tradebench.report.tables import Point
-from tradebench.report.units import show
+from tradebench.report.units import scale, show
 from tradebench.result import CATEGORIES
 
 # Distinct sizes of the cards people own, and how many of them stand in a machine.
 COUNTS = (1, 2, 4, 8)
 MAX_NAME = 400
-MOMENTS = 40  # of a step's memory, which are drawn
+MOMENTS = 80  # of a step's memory, which are drawn
+FINE = 1000  # steps of a drawing's height
+DIGITS = 5
+MILLION_IN_HOURS = scale("device_seconds_per_token", (), "s").factor
 
 
 def gpu_sizes() -> list[dict[str, Any]]:
@@ -36,58 +42,64 @@ def gpu_sizes() -> list[dict[str, Any]]:
 
 
 def payload(group: Group, shown: tuple[Column, ...], directory: Path) -> str:
-    """Return the group as JSON that cannot end the element it lies in.
+    """Return the group as JSON, packed by gzip in base 64: a plan's points are mostly alike.
 
     `directory` is that of the run, where a prediction has left how memory moves in a step.
     """
     look = encoding(group.ok)
+    varied = choices(group)
     data = {
         "kind": group.kind,
-        "accuracyNote": " ".join(group.accuracy_notes),
-        "columns": [
-            {
-                "name": column.name,
-                "head": column.head,
-                "factor": column.scale.factor,
-                "better": _better(group, column.name),
-            }
-            for column in shown
-        ],
-        "colourSlot": look.colour_slot,
+        "accuracyNote": " ".join(group.accuracy_notes) if group.tasks else "",
+        "columns": [_column(group, column) for column in shown],
         "colours": list(look.colours),
-        "shapeSlot": look.shape_slot,
         "shapes": list(look.shapes),
-        "categories": [[name, CATEGORY_COLOURS[name]] for name in CATEGORIES],
+        "categories": CATEGORIES,
+        "choices": [{"title": choice.title, "values": choice.values} for choice in varied],
+        "crossed": [varied.index(choice) for choice in crossed(varied)],
+        "charts": {
+            "scatter": charts.scatter(look),
+            "maps": charts.maps(),
+            "memory": charts.memory(),
+            "peak": charts.peak(),
+        },
         "points": [
-            {**_point(group, point, shown, look), "moments": moments(directory, point.trial)}
+            {
+                **_point(group, point, shown, varied),
+                "colour": _place(look.colours.values(), look.colour(point)),
+                "shape": _place(look.shapes.values(), look.shape(point)),
+                "moments": moments(directory, point.trial),
+                "yaml": ready.suite_file(point),
+                "code": ready.library_code(point),
+            }
             for point in group.ordered
         ],
     }
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def _better(group: Group, name: str) -> str:
-    return next(p.estimates[name].better for p in group.ok if name in p.estimates)
+def _column(group: Group, column: Column) -> dict[str, Any]:
+    limit = next((each.limit for each in group.limits if each.name == column.name), None)
+    return {
+        "name": column.name,
+        "head": column.head,
+        "better": next(
+            p.estimates[column.name].better for p in group.ok if column.name in p.estimates
+        ),
+        "limit": None if limit is None else _short(limit / column.scale.factor),
+    }
 
 
-def _place(signs: list[str], sign: str) -> int:
+def _place(signs: Iterable[str], sign: str) -> int:
     """Return where the sign stands; a point without values may have one that is not drawn."""
-    return signs.index(sign) if sign in signs else 0
+    found = list(signs)
+    return found.index(sign) if sign in found else 0
 
 
 def _point(
-    group: Group,
-    point: Point,
-    shown: tuple[Column, ...],
-    look: Encoding,
+    group: Group, point: Point, shown: tuple[Column, ...], varied: tuple[Choice, ...]
 ) -> dict[str, Any]:
-    values: list[float | None] = []
-    errors: list[str] = []
-    for column in shown:
-        value = point.value(column.name)
-        values.append(value if value is not None and math.isfinite(value) else None)
-        errors.append(cell(group, point, column).plus_minus)
     return {
         "number": group.numbers[point.trial],
         "name": point.name[:MAX_NAME],
@@ -95,42 +107,95 @@ def _point(
         "reasons": list(point.reasons),
         "advice": (point.fit.advice if point.fit is not None else None) or "",
         "label": group.standing(point).label,
-        "colour": _place(list(look.colours.values()), look.colour(point)),
-        "shape": _place(list(look.shapes.values()), look.shape(point)),
-        "gpus": int(point.settings.get("sharding", {}).get("degree", 1)),
+        "standing": standing(group, point),
+        "at": [choice.places.get(point.trial) for choice in varied],
+        "gpus": point.devices,
         "needs": needs(group, point),
-        "rate": point.value("tokens_per_second"),
+        "left": left(point),
+        "cost": _ends(group, point, "device_seconds_per_token", MILLION_IN_HOURS),
         "step": step(point),
-        "values": values,
-        "errors": errors,
-        "parts": [point.value(f"peak_{name}_bytes") or 0 for name in CATEGORIES],
-        "yaml": ready.suite_file(point),
-        "code": ready.library_code(point),
+        "values": [_ends(group, point, column.name, column.scale.factor) for column in shown],
+        "parts": [_short((point.value(f"peak_{name}_bytes") or 0) / GIB) for name in CATEGORIES],
     }
 
 
+def _ends(group: Group, point: Point, name: str, unit: float) -> list[float] | None:
+    """Return the value and, unless it is exact, the ends of its interval, in a unit."""
+    estimate = point.estimates.get(name)
+    if estimate is None or not math.isfinite(estimate.value):
+        return None
+    if estimate.predicted:
+        ends: tuple[float, ...] = estimate.interval or ()
+    else:
+        error = Z95 * group.error(point, name)
+        ends = (estimate.value - error, estimate.value + error) if error else ()
+        if estimate.unit == "1" and 0 <= estimate.value <= 1:  # a share ends at none and all
+            ends = tuple(min(max(each, 0.0), 1.0) for each in ends)
+    return [_short(each / unit) for each in (estimate.value, *ends)]
+
+
+def _short(value: float) -> float:
+    """Return the value in as many digits as can be told apart on a page."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def left(point: Point) -> list[float]:
+    """Return what a model keeps: all its weights or not, bits of each, rank of an adapter."""
+    settings = point.settings
+    whole = not {"pruning", "low_rank"} & settings.keys()
+    quantized = settings.get("quantization", {})
+    # Scales that are quantized themselves say less than whole ones.
+    width = (bits(point) or 0) - bool(quantized.get("double")) / 2
+    return [float(whole), width, float(settings.get("adapters", {}).get("rank") or 0)]
+
+
 def needs(group: Group, point: Point) -> list[float] | None:
-    """Return the least and the most bytes that one device must give, over all phases."""
+    """Return the least and the most GiB that one device must give, over all phases."""
     if point.fit is not None:
-        return [float(each) for each in point.fit.needed]
+        return [_short(each / GIB) for each in point.fit.needed]
     worst = point.worst(group.memory) if group.memory else None
-    return None if worst is None or point.status != "ok" else [worst, worst]
+    return None if worst is None or point.status != "ok" else [_short(worst / GIB)] * 2
 
 
-def moments(directory: Path, trial: str) -> list[list[int]]:
-    """Return the predicted bytes of each category at a few moments of one step, in order.
+def moments(directory: Path, trial: str) -> dict[str, Any] | None:
+    """Return how memory moves over one predicted step, as few numbers as a drawing needs.
 
-    Of moments that lie together the highest one is kept, so that no peak goes missing. Empty where
-    the run keeps none, as the committed plan does.
+    `most` is the highest moment in GiB. `at` says where evenly spread moments lie in the step, and
+    `sizes` what each category that holds anything has then, in thousandths of the step and of
+    `most`; `parts` are names and starts of the step's parts. Of moments that lie together the
+    highest is kept, so that no peak goes missing. None where the run keeps no timeline.
     """
     file = directory / "timelines" / f"{trial}.json.gz"
     try:
-        found = json.loads(gzip.decompress(file.read_bytes()))["moments"]
-        every = [[int(each.get(name, 0)) for name in CATEGORIES] for each in found]
-    except (OSError, EOFError, ValueError, KeyError):
-        return []
+        found = json.loads(gzip.decompress(file.read_bytes()))
+        every = [
+            (float(each["at"]), [int(each.get(name, 0)) for name in CATEGORIES])
+            for each in found["moments"]
+        ]
+        parts = [[str(each["name"]), round(FINE * each["start"])] for each in found["parts"]]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    most = max((sum(held) for _, held in every), default=0)
+    if not most:
+        return None
     width = max(1, math.ceil(len(every) / MOMENTS))
-    return [max(every[at : at + width], key=sum) for at in range(0, len(every), width)]
+    kept = [
+        max(every[at : at + width], key=lambda each: sum(each[1]))
+        for at in range(0, len(every), width)
+    ]
+    sizes = [
+        [round(FINE * held[place] / most) for _, held in kept] for place in range(len(CATEGORIES))
+    ]
+    return {
+        "most": _short(most / GIB),
+        "at": [round(FINE * at) for at, _ in kept],
+        "sizes": [
+            [place, line]
+            for place, line in zip(range(len(CATEGORIES)), sizes, strict=True)
+            if any(line)
+        ],
+        "parts": parts,
+    }
 
 
 def step(point: Point) -> str:

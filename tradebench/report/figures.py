@@ -8,6 +8,8 @@ from tradebench.report.fronts import Group
 from tradebench.report.series import series
 from tradebench.report.style import Folder, Picture
 
+FRONT = "pareto"  # the name that the figure of the front starts with
+
 
 def draw(group: Group, out: Folder, suffix: str = "", beside: Group | None = None) -> list[Picture]:
     """Draw every figure that the group has values for.
@@ -15,7 +17,7 @@ def draw(group: Group, out: Folder, suffix: str = "", beside: Group | None = Non
     Where the group `beside` varies the same setting, it stands below, on axes of its own.
     """
     other = {} if beside is None else series(beside)
-    pictures = [scatter.pareto_figure(group, f"pareto{suffix}", out)]
+    pictures = [scatter.pareto_figure(group, f"{FRONT}{suffix}", out)]
     for axis, lines in series(group).items():
         parts = [Part(group=group, axis=axis, lines=lines)]
         if beside is not None and axis in other:

@@ -20,11 +20,11 @@ MAX_PAIRS = 8
 
 def findings(group: Group) -> list[str]:
     """Return the group's findings, the plainest first."""
-    sentences = [_coverage(group), _training(group), _front(group), _cover(group)]
-    sentences += [_alike(group), _smallest(group)]
+    sentences = [_coverage(group), _training(group), _front(group), _smallest(group)]
     goals = [each.name for each in group.objectives if each.name.startswith("accuracy.")]
     goals = goals or [f"accuracy.{task}" for task in group.tasks[:1]] or ["step_seconds"]
     sentences += [_best(group, goal) for goal in goals]
+    sentences += [_alike(group), _cover(group)]
     if group.absent:
         names = listed(title(name).lower() for name in group.absent)
         sentences.append(f"No point of this run has a value for {names}.")
@@ -50,11 +50,19 @@ def _front(group: Group) -> str:
     if len(group.objectives) < 2:
         return ""
     names = listed(title(each.name).lower() for each in group.objectives)
-    sure, possible = len(group.labelled("front")), len(group.labelled("possible"))
-    text = f"The Pareto front over {names} has {count(sure, 'point')}"
+    sure, possible = group.labelled("front"), group.labelled("possible")
+    text = f"The Pareto front over {names} has {count(len(sure), 'point')}{_within(group, sure)}"
     if possible:
-        text += f", and the noise of the measurements does not rule out {possible} more"
+        text += (
+            f", and the noise of the measurements does not rule out {len(possible)} more"
+            f"{_within(group, possible)}"
+        )
     return f"{text}."
+
+
+def _within(group: Group, found: Sequence[Point]) -> str:
+    told = group.within(found)
+    return f" ({told})" if told else ""
 
 
 def _cover(group: Group) -> str:

@@ -12,6 +12,7 @@ from tradebench.report.predictions import HEADING, apart, prediction_errors, sum
 from tradebench.report.units import count, shorten
 
 if TYPE_CHECKING:
+    from tradebench.report.answers import Answers
     from tradebench.report.claims import Comparison
     from tradebench.report.ladder import Ladder
     from tradebench.report.page import Section
@@ -49,6 +50,8 @@ def _text(
     kinds = list(dict.fromkeys(section.group.kind for section in sections))
     if len(kinds) > 1:
         blocks.append(f"This run holds {' and '.join(kinds)} numbers, each kind on its own.")
+    for section in sections:
+        blocks += _answers(section.answers) if section.answers is not None else []
     for section in sections:
         blocks += _section(section, most)
     if compared is not None:
@@ -94,11 +97,23 @@ def _section(section: Section, most: int | None) -> list[str]:
     )
     blocks.append(_table(section.columns, section.rows[:most]))
     blocks += _left_out(len(section.rows), most, "point")
-    if section.endings:
+    if ended := (*section.endings, *section.unfit):
         blocks.append("### Points that did not end well, and why")
-        blocks.append("\n".join(_ending(each) for each in section.endings[:most]))
-        blocks += _left_out(len(section.endings), most, "reason")
+        blocks.append("\n".join(_ending(each) for each in ended[:most]))
+        blocks += _left_out(len(ended), most, "reason")
     return blocks
+
+
+def _answers(found: Answers) -> list[str]:
+    """Return what to run on which machine: smaller print follows in its cell."""
+    lines = [_line(escape(head) for head, _ in found.columns), _line(["---"] * len(found.columns))]
+    for each in found.answers:
+        lines.append(_line("<br>".join(map(escape, cell)) for cell in found.cells(each)))
+    told = [*found.notes]
+    if found.published:
+        told += [f"{found.published_title}: {line}" for line in found.published]
+    notes = "\n".join(f"- {escape(note)}" for note in told)
+    return [f"## {escape(found.title)}", escape(found.rule), "\n".join(lines), notes]
 
 
 def ladder_blocks(ladder: Ladder) -> list[str]:
@@ -112,7 +127,7 @@ def ladder_blocks(ladder: Ladder) -> list[str]:
         name = row.point.name if row.number == 0 else f"+ {row.added}"
         cells = [str(row.number), escape(shorten(name, MAX_NAME)), row.point.status_text]
         for rise in rung.rises:
-            cells.append(f"{rise.cell.text} {rise.cell.plus_minus}".strip())
+            cells.append(f"{rise.cell.text} {rise.cell.margin}".strip())
             cells += [each.text if each else "" for each in (rise.before, rise.baseline)]
         lines.append(_line(cells))
     remarks = [
@@ -129,9 +144,9 @@ def _table(columns: Sequence[content.Column], rows: Iterable[content.Row]) -> st
     heads = ["No.", "Front", "Point", "Status", *(column.head for column in columns)]
     lines = [_line(map(escape, heads)), _line(["---"] * 4 + ["---:"] * len(columns))]
     for row in rows:
-        cells = (f"{cell.text} {cell.plus_minus}".strip() for cell in row.cells)
+        cells = (f"{cell.text} {cell.margin}".strip() for cell in row.cells)
         name = escape(shorten(row.name, MAX_NAME))
-        lines.append(_line([str(row.number), row.mark, name, row.status_text, *cells]))
+        lines.append(_line([str(row.number), row.mark, name, row.outcome, *cells]))
     return "\n".join(lines)
 
 

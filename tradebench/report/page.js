@@ -1,5 +1,26 @@
-"use strict";
-for (const table of document.querySelectorAll("table.sortable")) {
+// Every table that can be sorted, and every explorer: the drawings of one group of points, the table
+// of them, and what fits. It is a module, so it runs after that of Vega, which stands before it.
+
+const GIB_OF_LARGEST_CARD = 256;
+const NARROW = 560; // pixels, in which legends no longer stand beside each other
+const FINE = 1000; // of a step's length and of its highest memory, the steps that `explorer.py` counts in
+const HAIR = 0.05;
+const MOODS = {fits: "good", tight: "unsure", no: "bad"};
+const WORDS = {fits: "fits", tight: "is tight on", no: "does not fit"};
+const MANY = 60; // beyond this the intervals of points that nobody wants hide those of the front
+// How far a mark is filled: surely on the front, perhaps, not, or nothing to compare.
+const FILLED = {front: 1, possible: 0.4, dominated: 0, incomplete: 0};
+
+const digits = (value) => Number(value.toPrecision(3)).toLocaleString("en", {maximumFractionDigits: 6});
+
+function element(name, attributes, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   const key = (row, at) => row.cells[at].dataset.value ?? row.cells[at].textContent.trim();
   heads.forEach((head, at) => head.addEventListener("click", () => {
@@ -17,281 +38,364 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// Okabe and Ito's colours with black replaced, so that every one stands out on light and dark.
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#C28400", "#3A9BD1", "#7F7F7F"];
-// Drawn around 0, 0: circle, square, triangle, diamond, triangle down, plus, cross.
-const SHAPES = [
-  "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z", "M-4.5,-4.5h9v9h-9z", "M0,-6L5.5,4.5H-5.5z",
-  "M0,-6.5L6.5,0L0,6.5L-6.5,0z", "M0,6L5.5,-4.5H-5.5z",
-  "M-2,-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z", "M-6,-4L-4,-6L0,-2L4,-6L6,-4L2,0L6,4L4,6L0,2L-4,6L-6,4L-2,0z",
-];
-const GIB = 2 ** 30;
-const make = (name, attributes, text) => {
-  const svg = ["svg", "g", "path", "line", "text", "title", "rect"].includes(name);
-  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name)
-    : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes ?? {})) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
-};
-const digits = (value) => Number(value.toPrecision(3)).toLocaleString("en", {maximumFractionDigits: 6});
-
-// Round places for about five marks on an axis, on powers where it is logarithmic.
-function places(low, high, log) {
-  if (log) {
-    const found = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
-      for (const lead of [1, 2, 5]) found.push(lead * 10 ** power);
+// The specification with words for its texts that start with `$`, and the data that it names.
+async function embed(node, specification, words, datasets) {
+  const fill = (_, value) => (typeof value === "string" && value.startsWith("$") ? words[value] : value);
+  const filled = JSON.parse(JSON.stringify(specification), fill);
+  // A layer without data would leave its scale without an end.
+  filled.layer &&= filled.layer.filter((layer) => datasets[layer.data?.name]?.length);
+  for (const layer of filled.layer ?? []) {
+    for (const axis of ["x", "y"]) {
+      if (words[`${axis} scale`] !== "log" || !layer.encoding[axis]) continue;
+      layer.encoding[axis].scale.type = "log";
+      delete layer.encoding[axis].scale.zero;
     }
-    const inside = found.filter((each) => each >= low && each <= high);
-    const powers = inside.filter((each) => Number.isInteger(Math.log10(each)));
-    return inside.length > 7 && powers.length > 1 ? powers : inside;
   }
-  const raw = (high - low) / 5, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= raw);
-  const first = Math.ceil(low / step), last = Math.floor(high / step);
-  return Array.from({length: last - first + 1}, (_, at) => (first + at) * step);
+  if (node.clientWidth < NARROW) filled.config.legend.columns = 1;
+  // The interpreter needs no code made from text, which this page's policy forbids.
+  const {view} = await vegaEmbed(node, {...filled, datasets}, {ast: true, actions: false, renderer: "svg"});
+  return view;
 }
 
-function axis(values, from, to) {
-  const least = Math.min(...values), most = Math.max(...values);
-  const log = least > 0 && most / least > 30;
-  const room = (most - least || Math.abs(most) || 1) * 0.06;
-  const low = log ? least / 1.2 : least - room, high = log ? most * 1.2 : most + room;
-  const bend = log ? Math.log : (each) => each;
-  const scale = (each) => from + (to - from) * (bend(each) - bend(low)) / (bend(high) - bend(low));
-  return {scale, log, marks: places(low, high, log)};
+// The values of a front's staircase: none is behind another in both of two costs.
+function staircase(points) {
+  let best = Infinity;
+  return points.sort((a, b) => a.costs[0] - b.costs[0] || a.costs[1] - b.costs[1])
+    .filter(({costs}) => (costs[1] < best ? ((best = costs[1]), true) : false));
 }
 
-for (const root of document.querySelectorAll(".explorer")) {
+// What `explorer.py` packed: JSON in gzip in base 64.
+async function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+async function explore(root) {
   const find = (name) => root.querySelector(name);
-  const data = JSON.parse(find("script").textContent);
-  const rows = new Map([...root.parentElement.querySelectorAll("tr[data-number]")]
+  const data = await unpacked(find("script").textContent);
+  const {columns, choices, points} = data;
+  const byNumber = new Map(points.map((point) => [point.number, point]));
+  const rows = new Map([...root.querySelectorAll("tr[data-number]")]
     .map((row) => [Number(row.dataset.number), row]));
-  const most = Math.max(1e-3 * GIB, ...data.points.filter((each) => each.needs).map((each) => each.needs[1]));
-  const [unit, bytes] = most > GIB ? ["GiB", GIB] : ["MiB", GIB / 1024];
-  const size = (number) => `${digits(number / bytes)} ${unit}`;
-  const largest = 1.02 * most / bytes;
-  const [slider, gpus, across, up, filter] =
-    [".memory", ".gpus", ".across", ".up", ".filter"].map(find);
-  let inside = null;
+  const chosen = {filter: find(".filter"), gpus: find(".gpus"), memory: find(".memory"),
+    tokens: find(".tokens"), price: find(".price")};
   const marks = [...root.querySelectorAll("[data-gib]")];
-  slider.max = unit === "GiB" ? Math.max(largest, 192) : largest;
-  slider.value = slider.max;
-  gpus.value = "8";
-  // A model of a few MiB fits every card: marks would only tell that.
-  for (const mark of marks) mark.hidden = unit === "MiB" || Number(mark.dataset.gib) > 1.1 * slider.max;
+  const accuracy = columns.findIndex((each) => each.name.startsWith("accuracy."));
+  // What one asks of a point, beside its memory.
+  const asked = ["accuracy.", "device_seconds_per_token", "step_seconds"]
+    .map((name) => columns.findIndex((each) => each.name.startsWith(name))).find((at) => at >= 0) ?? 0;
+  let inside = null;
+  let scatter = null, refresh = null;
+
+  // What memory each point needs, on a slider that is even in powers of two.
+  const needed = points.flatMap((each) => each.needs ?? []);
+  const [least, most] = [Math.min(...needed, Infinity), Math.max(...needed, 0)];
+  const [unit, perGib] = most > 1 ? ["GiB", 1] : ["MiB", 1024];
+  const size = (gib) => `${digits(gib * perGib)} ${unit}`;
+  const top = unit === "GiB" ? Math.max(most, GIB_OF_LARGEST_CARD) : most;
+  const limit = () => 2 ** Number(chosen.memory.value);
+  const unlimited = () => Number(chosen.memory.value) > Number(chosen.memory.max) - 1e-6
+    && chosen.gpus.selectedIndex === chosen.gpus.options.length - 1;
 
   const verdict = (point) => {
-    if (!point.needs || point.gpus > gpus.value) return "no";
-    if (point.needs[1] <= slider.value * bytes) return "fits";
-    return point.needs[0] <= slider.value * bytes ? "tight" : "no";
+    if (!point.needs || point.gpus > Number(chosen.gpus.value)) return "no";
+    if (point.needs[1] <= limit() * 1.0001) return "fits";
+    return point.needs[0] <= limit() ? "tight" : "no";
   };
-  const named = (point) => filter.value.toLowerCase().split(/\s+/)
-    .every((word) => point.name.toLowerCase().includes(word));
-  const unlimited = () => Number(slider.value) >= Number(slider.max) && gpus.value === "8";
-  const kept = (point) => (unlimited() || verdict(point) !== "no") && named(point)
-    && (!inside || inside.has(point.number));
+  const kept = (point) => (unlimited() || verdict(point) !== "no")
+    && (!inside || inside.has(point.number))
+    && chosen.filter.value.toLowerCase().split(/\s+/).every((word) => point.name.toLowerCase().includes(word));
 
-  const cost = (point) => point.rate
-    ? `${digits(point.gpus * 1e6 / point.rate / 3600)} device-hours per million tokens` : "";
+  const shown = (point, at) => {
+    const [value, low, high] = point.values[at] ?? [];
+    if (value === undefined) return "no value";
+    if (low === undefined) return digits(value);
+    return data.kind === "predicted" ? `${digits(value)} (${digits(low)} to ${digits(high)})`
+      : `${digits(value)} ± ${Number(Math.max(high - value, value - low).toPrecision(2))}`;
+  };
+  // Hours on all devices of a point, and of one, with the ends of their interval.
+  const cost = (point) => {
+    const tokens = Number(chosen.tokens.value), price = Number(chosen.price.value);
+    if (!point.cost || !tokens) return "";
+    const hours = (times) => point.cost.map((each) => each * tokens * times);
+    const span = ([value, low, high]) => digits(value) + (low === undefined ? "" : ` (${digits(low)} to ${digits(high)})`);
+    const each = point.gpus === 1 ? "" : ` = ${span(hours(1))} device-hours`;
+    return `${digits(tokens)} million tokens take ${span(hours(1 / point.gpus))} hours${each}`
+      + (price ? `, $${span(hours(price))}` : "");
+  };
   const described = (point) => [
-    point.needs && `${size(point.needs[1])} on each of ${point.gpus}`,
+    point.needs && `${size(point.needs[1])} on ${point.gpus === 1 ? "one device" : `each of ${point.gpus} devices`}`,
     point.step && `a step takes ${point.step}`, cost(point),
   ].filter(Boolean).join("; ");
-  const accuracy = data.columns.findIndex((each) => each.name.startsWith("accuracy."));
-  const rank = (point) => accuracy >= 0 && point.values[accuracy] !== null
-    ? -point.values[accuracy] : point.rate ? point.gpus / point.rate : Infinity;
+  // A machine is paid for whole, so what ends first on it is what costs least.
+  const rank = (point) => (accuracy >= 0 && point.values[accuracy] ? -point.values[accuracy][0]
+    : point.cost ? point.cost[0] / point.gpus : Infinity);
+  // Of predictions that take the same time, the one that leaves more of the model: nobody knows which
+  // of them becomes the better one, and a hair is no reason for fewer bits or a smaller rank.
+  function settle(ranked) {
+    if (accuracy >= 0 || data.kind !== "predicted" || !ranked.length) return ranked;
+    const near = ranked.filter((each) => rank(each) <= rank(ranked[0]) * (1 + HAIR));
+    const left = (each) => each.left[0] * 1e6 + each.left[1] * 1e4 + each.left[2];
+    const best = near.reduce((one, other) => (left(other) > left(one) ? other : one));
+    return [best, ...ranked.filter((each) => each !== best)];
+  }
+  const place = () => {
+    const mark = marks.find((each) => Math.abs(Number(each.dataset.gib) - limit()) < 0.01);
+    const each = mark ? mark.textContent : size(limit());
+    return find(".machines").hidden ? each : `${chosen.gpus.value} × ${each}`;
+  };
 
   function answer() {
-    const fitting = data.points.filter((each) => verdict(each) === "fits");
-    const tight = data.points.filter((each) => verdict(each) === "tight").length;
-    const where = unlimited() ? "Choose a size to see what fits it. Without a limit"
-      : `On ${gpus.value} × ${size(slider.value * bytes)}`;
-    const goal = accuracy >= 0 ? "the most accurate" : "the cheapest by device time";
-    const best = [...fitting].sort((a, b) => rank(a) - rank(b)).slice(0, 3);
-    if (!best.length) return `${where} no point of this run fits${tight ? `; ${tight} may, just` : ""}.`;
-    const rest = best.slice(1).map((each) => `No. ${each.number}, ${each.name}`).join("; then ");
-    return `${where}, ${fitting.length} points fit${tight ? ` and ${tight} may, just` : ""} (${data.kind}). `
-      + `Of these ${goal}: No. ${best[0].number}, ${best[0].name} (${described(best[0])}`
-      + (accuracy >= 0 ? `; ${data.columns[accuracy].head}: ${shown(best[0], accuracy)}` : "") + ")."
-      + (rest ? ` Next: ${rest}.` : "");
-  }
-  const shown = (point, at) => point.values[at] === null ? "no value"
-    : `${digits(point.values[at] / data.columns[at].factor)} ${point.errors[at]}`.trim();
-
-  function draw() {
-    const [width, height, left, bottom] = [760, 400, 70, 52];
-    const [x, y] = [Number(across.value), Number(up.value)];
-    const drawn = data.points.filter((each) => each.values[x] !== null && each.values[y] !== null);
-    const value = (point, at) => point.values[at] / data.columns[at].factor;
-    const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, role: "img",
-      "aria-label": `${data.columns[y].head} against ${data.columns[x].head}`});
-    find(".plot").replaceChildren(svg);
-    if (!drawn.length) return;
-    const [h, v] = [axis(drawn.map((each) => value(each, x)), left, width - 16),
-      axis(drawn.map((each) => value(each, y)), height - bottom, 14)];
-    for (const at of h.marks) {
-      svg.append(make("line", {class: "grid", x1: h.scale(at), x2: h.scale(at), y1: 14, y2: height - bottom}));
-      svg.append(make("text", {x: h.scale(at), y: height - bottom + 17, "text-anchor": "middle"}, digits(at)));
+    const fitting = points.filter((each) => verdict(each) === "fits");
+    const tight = points.filter((each) => verdict(each) === "tight").length;
+    if (unlimited() && data.kind === "predicted") {
+      return `Choose how many GPUs you have and their size. Without a limit, ${fitting.length} points have a prediction.`;
     }
-    for (const at of v.marks) {
-      svg.append(make("line", {class: "grid", x1: left, x2: width - 16, y1: v.scale(at), y2: v.scale(at)}));
-      svg.append(make("text", {x: left - 8, y: v.scale(at) + 4, "text-anchor": "end"}, digits(at)));
-    }
-    const head = (at, log) => `${data.columns[at].head}${log ? ", log" : ""}, ${data.columns[at].better} is better`;
-    svg.append(make("text", {x: (left + width) / 2, y: height - 8, "text-anchor": "middle"}, head(x, h.log)));
-    svg.append(make("text", {transform: `translate(15 ${(height - bottom) / 2}) rotate(-90)`,
-      "text-anchor": "middle"}, head(y, v.log)));
-    for (const point of drawn) {
-      const mark = make("path", {d: SHAPES[point.shape], "data-number": point.number,
-        transform: `translate(${h.scale(value(point, x))} ${v.scale(value(point, y))})`,
-        stroke: COLOURS[point.colour], fill: point.label === "front" ? COLOURS[point.colour] : "var(--page)",
-        class: kept(point) ? "mark" : "mark out"});
-      mark.append(make("title", {}, `No. ${point.number}, ${point.name}: ${described(point)}`));
-      mark.addEventListener("click", () => open(point));
-      svg.append(mark);
-    }
-    brush(svg, drawn.map((each) => [each.number, h.scale(value(each, x)), v.scale(value(each, y))]));
+    const where = unlimited() ? "With any memory" : `On ${place()}`;
+    const goal = accuracy >= 0 ? "The most accurate"
+      : "The fastest to train on it, or within 5 % of that and with more bits or a larger rank";
+    const degrees = [...new Set(points.filter((each) => each.needs).map((each) => each.gpus))].sort((a, b) => a - b);
+    const untried = degrees.includes(Number(chosen.gpus.value)) || unlimited() ? ""
+      : ` This run has points for ${degrees.join(", ")} devices only, and others are not known.`;
+    const [best, ...rest] = settle(fitting.sort((a, b) => rank(a) - rank(b))).slice(0, 3);
+    if (!best) return `${where} no point of this run fits${tight ? `; ${tight} may, just` : ""}.${untried}`;
+    const scored = accuracy >= 0 ? `; ${columns[accuracy].head}: ${shown(best, accuracy)}` : "";
+    return `${where}, ${fitting.length} ${fitting.length === 1 ? "point fits" : "points fit"}`
+      + `${tight ? ` and ${tight} may, just` : ""} (${data.kind}). ${goal}: No. ${best.number}, ${best.name} `
+      + `(${described(best)}${scored}).`
+      + (rest.length ? ` Next: ${rest.map((each) => `No. ${each.number}, ${each.name}`).join("; then ")}.` : "") + untried;
   }
 
-  function brush(svg, spots) {
-    let start = null, box = null;
-    const at = (event) => {
-      const turned = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-      return [turned.x, turned.y];
+  const head = (at, scale) => `${columns[at].head}${scale === "log" ? ", log" : ""}, ${columns[at].better} is better`;
+  const spread = (values) => {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    return low > 0 && high / low > 30 ? "log" : "linear";
+  };
+  const axes = () => [Number(find(".across").value), Number(find(".up").value)];
+
+  function spots(scale) {
+    const [x, y] = axes();
+    // What is on the front lies on top of what is not.
+    const ordered = points.toSorted((a, b) => FILLED[a.label] - FILLED[b.label]);
+    const every = ordered.filter((each) => each.values[x] && each.values[y]).map((point) => {
+      const [[across, left = null, right = null], [up, low = null, high = null]] = [point.values[x], point.values[y]];
+      return {
+        number: point.number, name: `No. ${point.number}: ${point.name}`, status: point.status,
+        standing: point.standing, filled: FILLED[point.label], kept: kept(point), needs: described(point),
+        colour: data.colours[point.colour], shape: data.shapes[point.shape],
+        x: across, x_low: left, x_high: right, y: up, y_low: low, y_high: high,
+        across: `${columns[x].head}: ${shown(point, x)}`, up: `${columns[y].head}: ${shown(point, y)}`,
+      };
+    });
+    // No bar of a logarithmic axis can reach zero.
+    const barred = (axis) => every.filter((each) => each[`${axis}_low`] !== null
+      && (each.filled || every.length <= MANY)
+      && (scale[axis] === "linear" || each[`${axis}_low`] > 0));
+    return {points: every, x_bars: barred("x"), y_bars: barred("y")};
+  }
+
+  async function drawScatter() {
+    const [x, y] = axes();
+    const ended = points.filter((each) => each.values[x] && each.values[y])
+      .map((each) => [each.values[x][0], each.values[y][0]]);
+    const scale = {x: spread(ended.map((each) => each[0])), y: spread(ended.map((each) => each[1]))};
+    const sign = (at) => (columns[at].better === "more" ? -1 : 1);
+    const front = staircase(ended.map(([a, b]) => ({x: a, y: b, costs: [sign(x) * a, sign(y) * b]})));
+    const bound = (at, name) => (columns[at].limit === null ? [] : [{[name]: columns[at].limit}]);
+    const words = {"$x": head(x, scale.x), "$y": head(y, scale.y), "x scale": scale.x, "y scale": scale.y};
+    find(".plot").setAttribute("aria-label", `${columns[y].head} against ${columns[x].head}`);
+    const drawn = spots(scale);
+    scatter = await embed(find(".plot"), data.charts.scatter, words,
+      {...drawn, front, x_limit: bound(x, "x"), y_limit: bound(y, "y")});
+    refresh = () => {
+      for (const [name, each] of Object.entries(spots(scale))) {
+        if (drawn[name].length) scatter.data(name, each);
+      }
+      scatter.runAsync();
     };
-    const bounds = (event) => {
-      const [x, y] = at(event);
-      return [Math.min(x, start[0]), Math.min(y, start[1]), Math.abs(x - start[0]), Math.abs(y - start[1])];
-    };
-    svg.addEventListener("pointerdown", (event) => { start = at(event); });
-    svg.addEventListener("pointermove", (event) => {
-      if (!start) return;
-      const [x, y, width, height] = bounds(event);
-      if (!box && width + height > 6) {
-        box = svg.appendChild(make("rect", {class: "brush"}));
-        svg.setPointerCapture(event.pointerId);
-      }
-      if (box) for (const [key, each] of Object.entries({x, y, width, height})) box.setAttribute(key, each);
+    const every = drawn.points;
+    scatter.addSignalListener("brush", (_, range) => {
+      const within = ([low, high], value) => value >= Math.min(low, high) && value <= Math.max(low, high);
+      inside = range.x ? new Set(every.filter((each) => within(range.x, each.x) && within(range.y, each.y))
+        .map((each) => each.number)) : null;
+      update();
     });
-    svg.addEventListener("pointerup", (event) => {
-      if (box) {
-        const [x, y, width, height] = bounds(event);
-        inside = new Set(spots.filter(([, a, b]) => a >= x && a <= x + width && b >= y && b <= y + height)
-          .map(([number]) => number));
-        update();
-      }
-      start = box = null;
-    });
+    scatter.addEventListener("click", (_, item) => item?.datum?.number && open(byNumber.get(item.datum.number)));
   }
 
-  function mark(number) {
-    for (const each of root.querySelectorAll(".mark")) {
-      each.classList.toggle("chosen", Number(each.dataset.number) === number);
+  async function drawMaps() {
+    const [across, up, each, value] = [".map-across", ".map-up", ".map-each", ".map-value"]
+      .map((name) => Number(find(name).value));
+    const better = columns[value].better === "more" ? -1 : 1;
+    const cells = new Map();
+    for (const point of points) {
+      if (!point.values[value] || point.at[across] === null || !kept(point)) continue;
+      const place = [point.at[each] ?? 0, point.at[up], point.at[across]];
+      const cell = cells.get(place.join()) ?? {place, count: 0, best: point};
+      cell.count += 1;
+      if (better * point.values[value][0] < better * cell.best.values[value][0]) cell.best = point;
+      cells.set(place.join(), cell);
     }
+    const values = [...cells.values()].map(({best}) => best.values[value][0]);
+    const bend = spread(values) === "log" ? Math.log : (number) => number;
+    const [low, high] = [Math.min(...values), Math.max(...values)].map(bend);
+    const named = (choice, at) => choices[choice].values[at];
+    const pages = each < 0 ? [0] : choices[each].values.map((_, at) => at);
+    const drawn = pages.flatMap((page) => choices[up].values.flatMap((_, row) => choices[across].values.map((_, column) => {
+      const cell = cells.get([page, row, column].join());
+      const found = cell && cell.best.values[value][0];
+      return {
+        across: named(across, column), up: named(up, row), each: each < 0 ? "every point" : `${choices[each].title}: ${named(each, page)}`,
+        text: cell ? digits(found) : "-", share: cell ? (bend(found) - low) / (high - low || 1) : null,
+        number: cell?.best.number, name: cell ? `No. ${cell.best.number}: ${cell.best.name}` : "no point",
+        points: cell ? `${cell.count} points` : "0 points",
+      };
+    })));
+    find(".map-title").textContent = `${columns[value].head}, the best of the points kept above, by `
+      + `${choices[up].title.toLowerCase()} and ${choices[across].title.toLowerCase()}`;
+    const view = await embed(find(".maps"), data.charts.maps,
+      {"$x": choices[across].title, "$y": choices[up].title, "$value": columns[value].head}, {cells: drawn});
+    view.addEventListener("click", (_, item) => item?.datum?.number && open(byNumber.get(item.datum.number)));
   }
 
-  // What the memory is for, at the peak and, where a prediction has it, over one step.
-  function memory(point) {
-    if (!point.parts.some((each) => each > 0)) return [];
-    const [width, height] = [560, point.moments.length ? 150 : 26];
-    const shape = point.moments.length ? point.moments : [point.parts];
-    const most = Math.max(...shape.map((each) => each.reduce((sum, part) => sum + part, 0)));
-    const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Memory by category"});
-    const below = shape.map(() => 0), key = make("ul", {class: "parts"});
-    data.categories.forEach(([name, colour], at) => {
-      if (!shape.some((each) => each[at])) return;
-      const low = [...below];
-      shape.forEach((each, moment) => { below[moment] += each[at]; });
-      if (point.moments.length) {
-        const x = (moment) => width * moment / Math.max(1, shape.length - 1), y = (value) => height * (1 - value / most);
-        const edge = [...below.map((each, moment) => [x(moment), y(each)]),
-          ...low.map((each, moment) => [x(moment), y(each)]).reverse()];
-        svg.append(make("path", {fill: colour, d: `M${edge.map((each) => each.map((part) => part.toFixed(1)).join(",")).join("L")}z`}));
-      } else {
-        svg.append(make("rect", {fill: colour, x: width * low[0] / most, y: 0, width: width * shape[0][at] / most, height}));
-      }
-      const item = make("li", {}, `${name} ${size(point.parts[at])} at the peak`);
-      const sample = make("svg", {viewBox: "0 0 10 10", class: "sample"});
-      sample.append(make("rect", {fill: colour, x: 0, y: 0, width: 10, height: 10}));
-      item.prepend(sample);
-      key.append(item);
+  // What memory is for: over one step where a prediction has it, else at the peak.
+  function memory(point, node) {
+    const held = point.parts.map((part, place) => ({category: data.categories[place], place, size: part * perGib, text: size(part)}))
+      .filter((each) => each.size);
+    if (!held.length) return;
+    node.append(element("h4", {}, "Memory by category"));
+    const drawing = node.appendChild(element("div", {class: "plot small", role: "img", "aria-label": "Memory by category"}));
+    node.append(element("p", {}, `At the peak: ${held.map((each) => `${each.category} ${each.text}`).join(", ")}.`));
+    const words = {"$y": `Memory (${unit})`};
+    if (!point.moments) {
+      node.append(element("p", {class: "note"}, "Tensor memory at the peak of training."));
+      embed(drawing, data.charts.peak, words, {parts: held});
+      return;
+    }
+    node.append(element("p", {class: "note"}, `One step from start to end, predicted; the highest moment is ${size(point.moments.most)}.`));
+    const {most, at, sizes, parts} = point.moments;
+    const moments = sizes.flatMap(([place, line]) => line.map((share, moment) => {
+      const gib = share * most / FINE;
+      return {at: at[moment], place, category: data.categories[place], size: gib * perGib, text: size(gib)};
+    }));
+    embed(drawing, data.charts.memory, words, {moments, parts: parts.map(([name, start]) => ({name, at: start}))});
+  }
+
+  function copied(title, content) {
+    if (!content) return [];
+    const button = element("button", {type: "button"}, "Copy");
+    const block = element("pre", {tabindex: "0"}, element("code", {}, content));
+    button.addEventListener("click", () => {
+      getSelection().selectAllChildren(block);
+      // A page opened as a file may not have the clipboard; the text is selected all the same.
+      navigator.clipboard?.writeText(content).then(() => { button.textContent = "Copied"; }, () => {});
     });
-    const words = point.moments.length ? `One step from start to end, predicted; the highest moment is ${size(most)}.`
-      : "Tensor memory at the peak of training.";
-    return [make("h4", {}, "Memory by category"), svg, key, make("p", {class: "note"}, words)];
+    return [element("h4", {}, title), button, block];
   }
 
   function open(point) {
     const card = find(".point-card");
-    card.replaceChildren(make("h3", {}, `No. ${point.number}: ${point.name}`),
-      make("p", {}, [point.status, ...point.reasons, point.advice, described(point)].filter(Boolean).join(". ")));
-    const facts = make("dl");
-    data.columns.forEach((column, at) => facts.append(make("dt", {}, column.head), make("dd", {}, shown(point, at))));
-    card.append(make("p", {class: "note"}, `These numbers are ${data.kind}. ${data.accuracyNote}`), facts, ...memory(point));
-    for (const [title, text] of [["Suite file", point.yaml], ["Settings of transformers and peft", point.code]]) {
-      if (!text) continue;
-      const button = make("button", {type: "button"}, "Copy");
-      const block = make("pre", {tabindex: "0"});
-      block.append(make("code", {}, text));
-      button.addEventListener("click", () => {
-        getSelection().selectAllChildren(block);
-        // A page opened as a file may not have the clipboard; the text is selected all the same.
-        navigator.clipboard?.writeText(text).then(() => { button.textContent = "Copied"; }, () => {});
-      });
-      card.append(make("h4", {}, title), button, block);
-    }
+    const facts = element("dl", {});
+    columns.forEach((column, at) => facts.append(element("dt", {}, column.head), element("dd", {}, shown(point, at))));
+    card.replaceChildren(element("h3", {}, `No. ${point.number}: ${point.name}`),
+      element("p", {}, [point.status, ...point.reasons, point.advice, described(point)].filter(Boolean).join(". ")),
+      element("p", {class: "note"}, `These numbers are ${data.kind}. ${data.accuracyNote}`), facts);
+    const drawn = card.appendChild(element("div", {}));
+    card.append(...copied("Suite file: save it as point.yaml, then run tradebench run point.yaml", point.yaml), ...copied("Settings of transformers and peft", point.code));
     find("dialog").showModal();
+    // A drawing measures its place, which has no width before it is shown.
+    memory(point, drawn);
+  }
+
+  // The table's verdict on a planned point is on the device of the plan, until another is chosen.
+  function judge(status, point) {
+    status.dataset.planned ??= `${status.className}|${status.textContent}`;
+    const [looks, words] = status.dataset.planned.split("|");
+    const chosenHere = !unlimited() && point.needs && data.kind === "predicted";
+    status.className = chosenHere ? `status ${MOODS[verdict(point)]}` : looks;
+    status.textContent = chosenHere ? `${WORDS[verdict(point)]} ${place()}` : words;
   }
 
   function update() {
-    find(".size").textContent = size(slider.value * bytes);
+    find(".size").textContent = unlimited() ? "any memory" : size(limit());
+    chosen.memory.setAttribute("aria-valuetext", size(limit()));
     find(".answer").textContent = answer();
-    for (const point of data.points) {
+    let count = 0;
+    for (const point of points) {
+      const keep = kept(point);
+      count += keep;
       const row = rows.get(point.number);
-      if (row) row.hidden = !kept(point);
+      if (!row) continue;
+      row.hidden = !keep;
+      judge(row.querySelector(".status"), point);
     }
-    draw();
+    find(".kept").textContent = `${count} of ${points.length} points are kept.`;
+    refresh?.();
+    if (data.crossed.length) drawMaps();
   }
 
-  for (const select of [across, up]) {
-    data.columns.forEach((column, at) => select.append(make("option", {value: at}, column.head)));
-    select.addEventListener("change", () => { inside = null; update(); });
+  const options = (name, texts, value) => {
+    const select = find(name);
+    texts.forEach((each, at) => select.append(element("option", {value: at}, each)));
+    select.value = String(value);
+    return select;
+  };
+  const heads = columns.map((column) => column.head);
+  for (const select of [options(".across", heads, 0), options(".up", heads, asked)]) {
+    select.addEventListener("change", () => { inside = null; update(); drawScatter(); });
   }
-  across.value = "0";
-  up.value = String(Math.min(data.columns.length - 1, accuracy >= 0 ? accuracy : 1));
-  for (const each of [slider, filter, gpus]) each.addEventListener("input", update);
-  for (const each of marks) each.addEventListener("click", () => { slider.value = each.dataset.gib; update(); });
-  find(".all").addEventListener("click", () => { slider.value = slider.max; gpus.value = "8"; update(); });
+  chosen.memory.min = Math.log2(least * 0.98);
+  chosen.memory.max = Math.log2(top * 1.02);
+  chosen.memory.value = chosen.memory.max;
+  chosen.gpus.selectedIndex = chosen.gpus.options.length - 1;
+  for (const each of Object.values(chosen)) each.addEventListener("input", update);
+  find(".machines").hidden = points.every((point) => point.gpus === 1) && unit === "MiB";
+  // A model of a few MiB fits every card: marks would only tell that.
+  for (const mark of marks) mark.hidden = unit === "MiB" || Number(mark.dataset.gib) > top;
+  for (const mark of marks) {
+    mark.addEventListener("click", () => { chosen.memory.value = Math.log2(mark.dataset.gib); update(); });
+  }
+  const everything = () => {
+    chosen.memory.value = chosen.memory.max;
+    chosen.gpus.selectedIndex = chosen.gpus.options.length - 1;
+  };
+  find(".all").addEventListener("click", () => { everything(); update(); });
   find(".clear").addEventListener("click", () => {
-    inside = null; filter.value = ""; slider.value = slider.max; gpus.value = "8"; update();
+    everything();
+    inside = null;
+    chosen.filter.value = "";
+    update();
+    drawScatter();
   });
-  for (const [number, row] of rows) {
-    const point = data.points.find((each) => each.number === number);
-    row.addEventListener("focus", () => mark(number));
-    row.addEventListener("keydown", (event) => { 
+  const answers = document.querySelectorAll(`[data-of="${root.dataset.group}"] tr[data-number]`);
+  for (const row of [...rows.values(), ...answers]) {
+    const number = Number(row.dataset.number);
+    row.tabIndex = 0;
+    row.addEventListener("focus", () => scatter?.signal("focus", number).runAsync());
+    row.addEventListener("click", () => getSelection().isCollapsed && open(byNumber.get(number)));
+    row.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.target !== row) return;
       // The same key would press the card's first button, which closes it.
       event.preventDefault();
-      open(point);
+      open(byNumber.get(number));
     });
   }
-  const key = (slot, names, sign) => slot
-    ? names.map((name, at) => sign(name, at)) : [];
-  const sample = (shape, colour) => {
-    const svg = make("svg", {viewBox: "-8 -8 16 16", width: 14, height: 14, "aria-hidden": "true"});
-    svg.append(make("path", {d: SHAPES[shape], stroke: colour, fill: colour}));
-    return svg;
-  };
-  const entry = (shape, colour, text) => {
-    const node = make("span", {class: "entry"});
-    node.append(sample(shape, colour), ` ${text}`);
-    return node;
-  };
-  find(".key").append(
-    ...key(data.colourSlot, data.colours, (name, at) => entry(0, COLOURS[at], `${data.colourSlot}: ${name}`)),
-    ...key(data.shapeSlot, data.shapes, (name, at) => entry(at, "currentcolor", `${data.shapeSlot}: ${name}`)));
-  root.hidden = !data.columns.length;
-  if (data.columns.length) update();
+  if (data.crossed.length) {
+    const titles = choices.map((choice) => choice.title);
+    const [up, across, third = -1] = data.crossed;
+    options(".map-across", titles, across);
+    options(".map-up", titles, up);
+    options(".map-value", heads, asked);
+    options(".map-each", titles, third).prepend(element("option", {value: -1}, "nothing: one map"));
+    find(".map-each").value = String(third);
+    for (const name of [".map-across", ".map-up", ".map-each", ".map-value"]) find(name).addEventListener("change", drawMaps);
+  } else find(".mapped").hidden = true;
+  root.classList.add("ready");
+  if (columns.length) {
+    update();
+    drawScatter();
+  }
 }
+
+document.querySelectorAll("table.sortable").forEach(sortable);
+document.querySelectorAll(".explorer").forEach(explore);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from tradebench import __version__
 from tradebench.errors import NothingToCompareError
 from tradebench.report import (
+    charts,
     content,
     doubles,
     explorer,
@@ -25,12 +27,13 @@ from tradebench.report import (
     predictions,
     rungs,
 )
+from tradebench.report.answers import Adviser, Answers
 from tradebench.report.claims import Comparison, comparison, first
 from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
-from tradebench.report.style import Folder, Picture
+from tradebench.report.style import Folder, Picture, variables
 from tradebench.report.tables import frame, write_parquet
-from tradebench.report.units import count
+from tradebench.report.units import count, listed, show, title
 
 if TYPE_CHECKING:
     from tradebench.store import Run
@@ -39,11 +42,21 @@ HERE = Path(__file__).parent
 FITS_NOTES = {
     "measured": "Memory as it was measured here; a GPU's libraries and allocator take more.",
     "predicted": (
-        "Memory is predicted with an interval: it fits if the upper end does, and is tight if only "
-        "the lower end does. Step time is predicted for the device that the plan was made for; "
-        "another card has its own."
+        "A point needs what its whole process takes of a device in its worst phase, given as an "
+        "interval: it fits if the upper end does, and is tight if only the lower end does."
     ),
     "published": "Memory as others published it, under their own conditions.",
+}
+MARGINS = {
+    "measured": (
+        "± is the half-width of the 95 % interval, from the spread between repeats (pooled over "
+        "all points) and the sampling within a run together."
+    ),
+    "predicted": (
+        "Below a number: the ends of its interval, which is what cannot be known without the "
+        "device; it moves all points the same way."
+    ),
+    "published": "",
 }
 
 
@@ -58,7 +71,19 @@ class Section:
     rows: tuple[content.Row, ...]
     endings: tuple[content.Ending, ...]
     directory: Path
+    unfit: tuple[content.Ending, ...] = ()
     ladder: Ladder | None = None
+    answers: Answers | None = None
+
+    @property
+    def figures(self) -> tuple[Picture, ...]:
+        """The figures that the page shows as they are: all but the front, which it draws itself."""
+        return tuple(each for each in self.pictures if not each.name.startswith(figures.FRONT))
+
+    @property
+    def objectives(self) -> str:
+        """What the front is of, in words."""
+        return listed(title(each.name).lower() for each in self.group.objectives)
 
     @property
     def kind_note(self) -> str:
@@ -73,12 +98,75 @@ class Section:
     @property
     def fits_note(self) -> str:
         """What the answer to what fits rests on."""
-        return FITS_NOTES[self.group.kind]
+        fit = next((point.fit for point in self.group.points if point.fit is not None), None)
+        note = FITS_NOTES[self.group.kind]
+        if fit is None:
+            return note
+        low, high = (show("needed_bytes", each, "B") for each in fit.capacity)
+        return (
+            f"{note} The plan is for {fit.device}, which gives {low} to {high}, and step times and "
+            "costs are those of it: another device has its own."
+        )
+
+    @property
+    def table_note(self) -> str:
+        """How to read the table of every point."""
+        sure = {
+            "measured": "with a probability of at least 90 %; ◐ of 10 to 90 %; ○ less",
+            "predicted": "nothing beats it in all of these; ○ something does",
+            "published": "with a probability of at least 90 %; ◐ of 10 to 90 %; ○ less",
+        }
+        repeats = {len(point.results) for point in self.group.points}
+        ran = f" Each point ran {min(repeats)} times." if max(repeats) > 1 == len(repeats) else ""
+        return (
+            f"● on the Pareto front of {self.objectives}: {sure[self.group.kind]}; · not "
+            f"comparable, because it did not end well or an objective is missing. "
+            f"{MARGINS[self.group.kind]}{ran}"
+        )
+
+    @property
+    def unfit_note(self) -> str:
+        """How many points of a plan do not fit; the table says what would."""
+        counts = Counter(each.status for each in self.unfit for _ in each.names)
+        if not counts:
+            return ""
+        told = listed(f"{number} {verdict}" for verdict, number in counts.items())
+        return (
+            f"Of {len(self.group.points)} points on the plan's device: {told}. The nearest change "
+            "that fits stands beside each in the table."
+        )
+
+    @property
+    def workload(self) -> str:
+        """What a step is."""
+        return content.workload(self.group)
+
+    @property
+    def glossary(self) -> tuple[content.Term, ...]:
+        """What the names of points speak of."""
+        return content.glossary(self.group)
 
     @property
     def accuracy_note(self) -> str:
         """What belongs beside every accuracy; empty where there is none."""
         return " ".join(self.group.accuracy_notes) if self.group.tasks else ""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script of the page, and what its policy knows it by."""
+
+    source: str
+
+    @property
+    def text(self) -> Markup:
+        """The script as it stands in its element, which nothing in it may end."""
+        return Markup(self.source.replace("</script", "<\\/script"))
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of its text, as a content security policy takes it."""
+        return base64.b64encode(hashlib.sha256(self.text.encode()).digest()).decode()
 
 
 def write(
@@ -88,6 +176,7 @@ def write(
     *,
     pdf: bool = False,
     parquet: bool = False,
+    advise: Adviser | None = None,
 ) -> list[Path]:
     """Do what `tradebench.report.write` says; the page is the first of the paths."""
     if not run.results:
@@ -95,7 +184,7 @@ def write(
     compared = comparison(run, beside)
     out.mkdir(parents=True, exist_ok=True)
     predicted = None if beside is None else first(beside, "predicted")
-    found = sections(run, Folder(out, pdf), predicted)
+    found = sections(run, Folder(out, pdf), predicted, advise)
     page, text, table = out / "index.html", out / "report.md", out / "trials.csv"
     paper = out / "table.tex"
     page.write_text(_html(run, found, compared), encoding="utf-8")
@@ -114,10 +203,12 @@ def write(
     return [*written, *drawn]
 
 
-def sections(run: Run, out: Folder, beside: Group | None = None) -> list[Section]:
-    """Return every group with its figures drawn into `out`.
+def sections(
+    run: Run, out: Folder, beside: Group | None = None, advise: Adviser | None = None
+) -> list[Section]:
+    """Return every group with its figures drawn into `out`, and what to run where.
 
-    What `beside` predicts stands in those of what was measured.
+    What `beside` predicts stands in the figures of what was measured.
     """
     found = []
     for number, group in enumerate(predictions.apart(groups(run))):
@@ -135,8 +226,10 @@ def sections(run: Run, out: Folder, beside: Group | None = None) -> list[Section
             columns=shown,
             rows=content.rows(group, shown),
             endings=content.endings(group),
+            unfit=content.unfit(group),
             directory=run.directory,
             ladder=climbed,
+            answers=None if advise is None else advise(group),
         )
         found.append(section)
     return found
@@ -150,8 +243,7 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = (HERE / "page.js").read_text(encoding="utf-8")
     shown = [section.group for section in found]
     errors = predictions.prediction_errors(groups(run))
     return environment.get_template("page.html.j2").render(
@@ -177,8 +269,16 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         total=count(len(run.results), "result"),
         version=__version__,
         # Our own files and drawings, whose texts matplotlib has escaped.
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=digest,
+        style=Markup(_themes() + (HERE / "page.css").read_text(encoding="utf-8")),
+        scripts=(Script(charts.javascript()), Script(own)),
         svg=Markup,
     )
+
+
+def _themes() -> str:
+    """Return the rules that give drawings their colours, in the light and in the dark."""
+    light, dark = (
+        f":root {{ {' '.join(f'{name}: {colour};' for name, colour in variables(theme).items())} }}"
+        for theme in ("light", "dark")
+    )
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -74,6 +74,18 @@ class Estimate:
     def cost(self) -> float:
         """The value with its sign turned where more is better."""
         return -self.value if self.better == "more" else self.value
+
+    def turned(self, times: float) -> Estimate:
+        """Return `times` over the quantity: of a rate, what a unit takes."""
+        ends = None if self.interval is None else sorted(times / each for each in self.interval)
+        return replace(
+            self,
+            value=times / self.value,
+            unit="s",
+            better="less",
+            values=tuple(times / each for each in self.values),
+            interval=None if ends is None else (ends[0], ends[1]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +156,36 @@ class Point:
 
     @cached_property
     def estimates(self) -> Mapping[str, Estimate]:
-        """Name to pooled value, over the repeats that ended well."""
+        """Name to pooled value, over the repeats that ended well.
+
+        Beside what was measured stand the time that all devices together take for a token, and
+        what a plan says that each must give.
+        """
         found: dict[str, list[Measurement]] = {}
         for result in self.results:
             if result.status == "ok":
                 for name, measurement in result.measurements.items():
                     found.setdefault(name, []).append(measurement)
         predicted = self.kind == "predicted"
-        return {name: pool(each, predicted=predicted) for name, each in found.items()}
+        pooled = {name: pool(each, predicted=predicted) for name, each in found.items()}
+        if rate := pooled.get("tokens_per_second"):
+            pooled["device_seconds_per_token"] = rate.turned(self.devices)
+        if pooled and self.fit is not None:
+            low, high = self.fit.needed
+            pooled["needed_bytes"] = Estimate(
+                value=high,
+                unit="B",
+                better="less",
+                values=(high,),
+                interval=(low, high),
+                predicted=True,
+            )
+        return pooled
+
+    @property
+    def devices(self) -> int:
+        """How many devices the point runs on."""
+        return int(self.settings.get("sharding", {}).get("degree", 1))
 
     def value(self, name: str) -> float | None:
         """Return the pooled value, or None where the point has none."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tradebench.report import predictions
+from tradebench.report.answers import draw
 from tradebench.report.content import Cell, Column, Row, headline, rows
 from tradebench.report.fronts import Group, groups
 from tradebench.report.plot import plot
@@ -17,19 +18,21 @@ from tradebench.report.tables import TRAINING
 from tradebench.report.units import count, listed, shorten, title
 
 if TYPE_CHECKING:
+    from tradebench.report.answers import Adviser
     from tradebench.store import Run
 
-MAX_NAME = 60
+MAX_NAME = 120
 MAX_ROWS = 40
 MIN_NAME = 20
 ROOMY = 120
 STATUS_STYLES = {"ok": "green", "skipped": "dim", "failed": "red"}
 
 
-def table(run: Run, width: int | None = None) -> RenderableType:
+def table(run: Run, width: int | None = None, advise: Adviser | None = None) -> RenderableType:
     """Return a table and a summary line for every kind of evidence, and how predictions did.
 
-    On a terminal of `width` columns the front is drawn above them.
+    On a terminal of `width` columns the front is drawn above them, and what `advise` answers stands
+    below them.
     """
     found = groups(run)
     if not found:
@@ -41,6 +44,8 @@ def table(run: Run, width: int | None = None) -> RenderableType:
         parts += [_table(group, width), Text(summary(group))]
         if group.training_note:
             parts.append(Text(f"{group.training_note} {TRAINING}"))
+        told = None if advise is None else advise(group)
+        parts += [Text(""), *draw(told)] if told is not None else []
     errors = predictions.summary(predictions.prediction_errors(found))
     return Stack(*parts, *(Text(f"{predictions.HEADING}: {line}") for line in errors))
 
@@ -51,8 +56,12 @@ def summary(group: Group) -> str:
         return "No point has a value for any objective, so there is no front."
     names = listed(title(each.name).lower() for each in group.objectives)
     sure, possible = group.labelled("front"), group.labelled("possible")
-    text = f"Front over {names}: {count(len(sure), 'point')}"
-    return f"{text}, {len(possible)} more possible." if possible else f"{text}."
+    found = [(count(len(sure), "point"), sure), (f"{len(possible)} more possible", possible)]
+    told = (
+        f"{words} ({within})" if (within := group.within(points)) else words
+        for words, points in (found if possible else found[:1])
+    )
+    return f"Front over {names}: {', '.join(told)}."
 
 
 def _table(group: Group, width: int | None) -> Table:
@@ -90,12 +99,12 @@ def _table(group: Group, width: int | None) -> Table:
 
 
 def _status(row: Row) -> Text:
-    return Text(row.status_text, style=STATUS_STYLES.get(row.status, "yellow"))
+    return Text(row.outcome, style=STATUS_STYLES.get(row.status, "yellow"))
 
 
 def _number(column: Column, cell: Cell, between: str) -> Text:
     """Return the number; room for its interval is kept for accuracies, where it is widest."""
-    interval = cell.plus_minus if column.name.startswith("accuracy") else ""
+    interval = cell.margin if column.name.startswith("accuracy") else ""
     return Text(f"{cell.text}{between}{interval}".strip())
 
 

@@ -22,6 +22,8 @@ TITLES = {
     "smallest_capacity_bytes": "Smallest capacity that fits",
     "step_seconds": "Step time",
     "load_seconds": "Load time",
+    "needed_bytes": "Needed on each device",
+    "device_seconds_per_token": "Cost of a million tokens",
     "tokens_per_second": "Throughput",
     "tokens_per_step": "Tokens per step",
     "padding_share": "Padding",
@@ -63,6 +65,8 @@ def scale(name: str, values: Iterable[float], unit: str) -> Scale:
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     if unit in BYTES:
         return _first(largest, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")), "B")
+    if name == "device_seconds_per_token":
+        return Scale(3600 / 1e6, "device-hours")
     if unit in SECONDS:
         return _first(largest, ((1.0, "s"), (1e-3, "ms")), "µs", 1e-6)
     if unit in DIMENSIONLESS and (name.startswith("accuracy") or name in SHARES):

@@ -1,0 +1,35 @@
+"""What was predicted of the published rows when predictions were last held against them."""
+
+from __future__ import annotations
+
+import csv
+from functools import lru_cache
+from pathlib import Path
+
+from tradebench.published.comparison import Comparison, Prediction, compare
+from tradebench.published.expression import expressed
+
+FILE = Path(__file__).parent / "held.csv"
+
+
+@lru_cache
+def held() -> tuple[Comparison, ...]:
+    """Every expressed row beside its prediction, from the report of the last validation.
+
+    held.csv has a line for every row: its id, predicted over published, and both ends of the
+    interval over published, empty where the prediction claims none.
+    """
+    figures = {one.row.id: one.value for one in expressed()}
+    found: dict[str, Prediction | str] = {}
+    with FILE.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            published = figures[line["row"]]
+            low, high = (float(line[end]) * published if line[end] else None for end in ENDS)
+            found[line["row"]] = Prediction(
+                value=float(line["ratio"]) * published,
+                interval=None if low is None or high is None else (low, high),
+            )
+    return compare(found)
+
+
+ENDS = ("low", "high")

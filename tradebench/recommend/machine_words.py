@@ -1,0 +1,401 @@
+"""What to run on which machine, in words: the rows that a report opens with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from tradebench.devices import GIB
+from tradebench.published.accuracies import Span, named, spans
+from tradebench.published.comparison import Comparison, errors, grouped
+from tradebench.published.expression import Counter
+from tradebench.published.held import held
+from tradebench.recommend.answer import PUBLISHED_TITLE
+from tradebench.recommend.candidates import Candidate, Figure
+from tradebench.recommend.choice import Choice, Judged
+from tradebench.recommend.gentle import MARGIN, gentlest, reason
+from tradebench.recommend.machines import (
+    POINTS,
+    TOKENS,
+    Found,
+    Machine,
+    Question,
+    ask,
+    cards,
+    choose_for,
+    idle,
+    machines,
+    merged,
+    seconds,
+)
+from tradebench.recommend.requirements import amount, spoken
+from tradebench.recommend.words import interval, percent, span_lines
+from tradebench.report.answers import Answer, Answers
+from tradebench.report.fronts import Group
+from tradebench.report.tables import TRAINING
+from tradebench.report.units import count, listed, title
+
+TITLE = "What to run on which GPUs"
+TITLE_OF_SHARES = "What to run with how much memory"
+NOTHING = "Nothing fits"
+ONLY = "Nothing else fits."
+ROOM = 0.05  # of a card, that is little: fragments alone may take it
+SEEN = 0.0005  # of a cost, that is shown at all
+MILLION = f"{TOKENS // 10**6}M tokens"
+
+
+def answers(group: Group, price: float | None = None) -> Answers | None:
+    """What to run on which machine; None where the group has nothing to say of that.
+
+    A plan, and what was measured on GPUs that it fills, is held against sizes of cards; what is far
+    smaller against shares of the memory that the model takes without techniques. `price` is that
+    of a GPU for an hour.
+    """
+    asked = ask(group, price)
+    if asked is None:
+        return None
+    owned = machines(asked)
+    every = [choose_for(asked, machine) for machine in owned]
+    found = merged(every)
+    if not asked.of_gpus and not _tells(owned, found):
+        return None
+    made = tuple(_answer(asked, each, every) for each in found)
+    return Answers(
+        title=TITLE if asked.of_gpus else TITLE_OF_SHARES,
+        rule=_rule(asked),
+        columns=_columns(asked, made),
+        answers=made,
+        notes=tuple(_notes(asked, found)),
+        published_title=PUBLISHED_TITLE,
+        published=tuple(_published(asked, found)),
+    )
+
+
+def _tells(machines: Sequence[Machine], found: Sequence[Found]) -> bool:
+    """Whether there is an answer to what to run in less memory than all of it."""
+    return any(each.run is not None and each.machine != machines[0] for each in found)
+
+
+def _answer(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
+    choice, run, machine = found.choice, found.run, found.machine
+    if choice is None or run is None:
+        return _nothing(asked, found, every)
+    each, need = run.candidate, asked.need(run.candidate)
+    step = each.figure("step_seconds")
+    cost, money = (each.figure(name) if machine.sizes else None for name in ("gpu_hours", "money"))
+    return Answer(
+        machine=machine.name,
+        gpus=machine.gpus if machine.sizes else 0,
+        verdict="fits" if found.sure else "tight",
+        number=asked.group.numbers[each.trial],
+        name=each.name,
+        uses=_uses(machine, each, asked),
+        goal=_told(run.goal) if asked.judges else "",
+        memory=_told(need),
+        room=_room(machine, need, sure=found.sure),
+        step="" if step is None else _told(step),
+        clock=_clock(asked, machine),
+        cost="" if cost is None else _told(replace(cost, unit="")),  # the column names it
+        money="" if money is None else _told(money),
+        sure=tuple(_sure(asked, choice, found, run)),
+        other=_other(asked, choice, found, run),
+    )
+
+
+def _told(figure: Figure) -> str:
+    """A value and both ends of its interval."""
+    ends = interval(figure)
+    value = amount(figure.name, figure.value, figure.unit)
+    return f"{value} ({ends})" if ends else value
+
+
+def _uses(machine: Machine, each: Candidate, asked: Question) -> str:
+    if machine.sizes:
+        return f"uses {each.ranks} of {machine.gpus}" if each.ranks < machine.gpus else ""
+    several = any(one.ranks > 1 for one in asked.every)
+    return f"in {count(each.ranks, 'process').replace('processs', 'processes')}" if several else ""
+
+
+def _room(machine: Machine, need: Figure, *, sure: bool) -> str:
+    left = machine.least - need.high
+    if sure:
+        return f"at least {amount(need.name, left, need.unit)} left" if left else ""
+    return f"up to {amount(need.name, -left, need.unit)} short"
+
+
+def _clock(asked: Question, machine: Machine) -> str:
+    """Whose step it is, on cards that are not of the size of the one that it was predicted for."""
+    device = asked.device
+    if device is None or {device.memory_bytes} == {size * GIB for size in machine.sizes}:
+        return ""
+    return f"as on {device.name}"
+
+
+def _sure(asked: Question, choice: Choice, found: Found, run: Judged) -> Iterator[str]:
+    if not found.sure:
+        yield _tight(found.machine, asked.need(run.candidate))
+    elif asked.device is not None:
+        left = found.machine.least - asked.need(run.candidate).high
+        little = left < ROOM * found.machine.least
+        yield "Surely fits: the upper end of its memory does" + (", barely." if little else ".")
+    if choice.kind == "measured":
+        yield _measured(choice, run)
+
+
+def _tight(machine: Machine, need: Figure) -> str:
+    every = [card for size in machine.sizes for card in cards(size)]
+    sure = [card.name for card in every if need.high <= card.reported_bytes[0]]
+    if sure:
+        return f"Tight: surely fits only on cards that report more, such as {sure[0]}."
+    return "Tight: the interval of its memory ends above what such cards report."
+
+
+def _measured(choice: Choice, run: Judged) -> str:
+    results = max((len(p.results) for _, p in run.candidate.evidence), default=0)
+    text = f"Measured in {count(results, 'run')}"
+    chance = choice.chances.get(run.candidate.trial)
+    if chance is not None and len(choice.pool) > 1:
+        text += f"; best of the {len(choice.pool)} that fit with a probability of {percent(chance)}"
+    return f"{text}."
+
+
+def _ratio(asked: Question, one: Judged, other: Judged) -> float:
+    """The other's cost for the same tokens over the first one's."""
+    ours, theirs = one.goal.value, other.goal.value
+    return ours / theirs if asked.goal.wish == "maximize" else theirs / ours
+
+
+def _cost(asked: Question, one: Judged, other: Judged) -> str:
+    """What the other costs beside the first: `4.0 % more`."""
+    gap = _ratio(asked, one, other) - 1
+    if abs(gap) < SEEN:
+        return "at the same cost"
+    return f"at {_percent(abs(gap))} {'less' if gap < 0 else 'more'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
+    """The runner-up, whether it can be told apart, and why a cheaper one is not the answer."""
+    told = [
+        _others_measured(asked, choice, run)
+        if choice.kind == "measured"
+        else _others_predicted(asked, choice, run)
+    ]
+    roomy = _roomy(asked, choice, found.machine, run)
+    if roomy is not None:
+        need = asked.need(roomy.candidate)
+        left = amount(need.name, found.machine.least - need.high, need.unit)
+        told.append(f"With {left} left: {_called(asked, roomy)}, {_cost(asked, run, roomy)}.")
+    if found.taken is not None:
+        told.append(
+            f"{_called(asked, found.taken)} would do {_cost(asked, run, found.taken)}, but takes "
+            "weights away, and no number here says what that does to the model."
+        )
+    return " ".join(told[1:] if told[0] == ONLY and len(told) > 1 else told)
+
+
+def _others_predicted(asked: Question, choice: Choice, run: Judged) -> str:
+    """The cheapest where that is not the answer, or else the next."""
+    rest = [each for each in choice.pool if each is not run]
+    if not rest:
+        return ONLY
+    other = rest[0]
+    told = f"{_called(asked, other)}, {_cost(asked, run, other)}"
+    if other is not choice.best:
+        return f"Next: {told}."
+    word = "Cheapest" if _ratio(asked, run, other) < 1 else "Next"
+    why = reason(other.candidate, run.candidate)
+    return f"{word}: {told}; this one has {why}."
+
+
+def _roomy(asked: Question, choice: Choice, machine: Machine, run: Judged) -> Judged | None:
+    """Where a predicted answer leaves little of its GPU, the best of those that leave some."""
+    bound = (1 - ROOM) * machine.least
+    if choice.kind != "predicted" or asked.need(run.candidate).high <= bound:
+        return None
+    fit = [each for each in choice.pool if asked.need(each.candidate).high <= bound]
+    return gentlest(fit[0], fit, asked.goal) if fit else None
+
+
+def _called(asked: Question, each: Judged) -> str:
+    return f"No. {asked.group.numbers[each.candidate.trial]}, {each.candidate.name}"
+
+
+def _others_measured(asked: Question, choice: Choice, run: Judged) -> str:
+    """Those that the noise cannot tell from the answer, and the next best where it can."""
+    best = choice.best or run
+    alike = [each for each in (best, *choice.alike) if each is not run]
+    if not alike:
+        rest = choice.runners[:1]
+        return "".join(f"Next: {_called(asked, e)}, {_told(e.goal)}." for e in rest) or ONLY
+    first = best if best is not run else min(alike, key=seconds)
+    step, need = first.candidate.figure("step_seconds"), asked.need(first.candidate)
+    facts = [_told(first.goal), amount(need.name, need.value, need.unit)]
+    facts += [] if step is None else [f"{amount(step.name, step.value, step.unit)} a step"]
+    text = f"Noise does not tell it from {_called(asked, first)} ({', '.join(facts)})"
+    more = len(alike) - 1
+    return f"{text}{f', nor from {more} more' if more else ''}."
+
+
+def _nothing(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
+    """A machine on which nothing fits: what is nearest, and what would help."""
+    machine, near = found.machine, found.near
+    answer = Answer(
+        machine=machine.name,
+        gpus=machine.gpus if machine.sizes else 0,
+        verdict="nothing fits",
+        number=None,
+        name=NOTHING,
+        sure=tuple(_helps(asked, machine, every)),
+    )
+    if near is None:
+        return answer
+    need = asked.need(near)
+    of = f" on {max(machine.sizes)} GB" if len(machine.sizes) > 1 else ""
+    return replace(
+        answer,
+        name=f"{NOTHING}; nearest is No. {asked.group.numbers[near.trial]}, {near.name}",
+        uses=_uses(machine, near, asked),
+        memory=_told(need),
+        room=f"{amount(need.name, need.high - machine.least, need.unit)} short{of}",
+    )
+
+
+def _helps(asked: Question, machine: Machine, every: Sequence[Found]) -> Iterator[str]:
+    """More of these cards, or larger ones, on which something surely fits."""
+    ranks = sorted({each.ranks for each in asked.every})
+    if machine.sizes and machine.gpus < ranks[0]:
+        yield f"Every point here takes at least {count(ranks[0], 'GPU')}."
+    elif machine.sizes and machine.gpus not in ranks:
+        yield f"No point here takes {machine.gpus} GPUs, only {listed(map(str, ranks))}."
+    others = [each for each in every if each.sure]
+    more = [e for e in others if e.machine.gpus > machine.gpus and e.machine.least == machine.least]
+    larger = [
+        e for e in others if e.machine.gpus <= machine.gpus and e.machine.least > machine.least
+    ]
+    ways = (
+        min(more, key=lambda each: each.machine.gpus, default=None),
+        min(larger, key=lambda each: (each.machine.least, each.machine.gpus), default=None),
+    )
+    told = [
+        f"{each.machine.name}, with No. {asked.group.numbers[each.run.candidate.trial]}"
+        for each in ways
+        if each is not None and each.run is not None
+    ]
+    if told:
+        yield f"What is enough: {'; or '.join(told)}."
+
+
+def _rule(asked: Question) -> str:
+    """How points were chosen."""
+    where = "on the machine" if asked.of_gpus else "in the memory"
+    if asked.judges:
+        return (
+            f"The best {spoken(asked.goal.name)} that fits {where}; of those that are within "
+            f"{100 * POINTS:g} points of it and that noise does not tell apart, the quickest."
+        )
+    text = f"The point that trains most tokens a second {where}"
+    text += ", and so costs least for each where all of it is paid for" if asked.of_gpus else ""
+    if asked.group.kind == "predicted":
+        text += (
+            f"; if another costs at most {100 * MARGIN:g} % more and has more bits for a weight or "
+            "a larger rank, that one"
+        )
+    return f"{text}. What takes weights away (pruning, low rank) is named where nothing else fits."
+
+
+def _columns(asked: Question, made: Sequence[Answer]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    goal = asked.goal.name
+    memory = "Memory of a GPU" if asked.of_gpus else title(asked.memory)
+    columns: list[tuple[str, tuple[str, ...]]] = [
+        ("Machine" if asked.of_gpus else "With", ("machine",)),
+        ("Run", ("run", "uses")),
+        *([(spoken(goal).capitalize(), ("goal",))] if any(each.goal for each in made) else []),
+        (memory, ("memory", "room")),
+        ("Step", ("step", "clock")),
+        (f"GPU-hours for {MILLION}", ("cost",)),
+        (f"Price of {MILLION}", ("money",)),
+        ("How sure", ("sure", "other")),
+    ]
+    return tuple(
+        (head, fields)
+        for head, fields in columns
+        if any(getattr(each, name) for each in made for name in fields)
+    )
+
+
+def _notes(asked: Question, found: Sequence[Found]) -> Iterator[str]:
+    group = asked.group
+    chosen = [each.run.candidate for each in found if each.run is not None]
+    if group.kind == "predicted":
+        yield (
+            "Everything here is predicted, nothing was measured. Accuracy is never predicted: "
+            "which of these points gives the better model, no number here says."
+        )
+        if asked.device is not None:
+            yield (
+                f"Step times, and the costs that follow from them, are those of {asked.device.name}"
+                " with its links; memory holds for any card. Where a size has several cards, it "
+                "surely fits if it does on the one that reports least. Errors of a prediction move "
+                "all points alike: two costs compare better than either of them is known."
+            )
+        yield from _record(several=any(each.ranks > 1 for each in chosen))
+    elif asked.judges:
+        yield from group.accuracy_notes
+    if group.training_note and not asked.judges:
+        yield f"{group.training_note} {TRAINING}"
+    if any(map(idle, found)):
+        yield "GPU-hours count the GPUs that a point uses; the others of its machine are idle."
+
+
+def _record(*, several: bool) -> Iterator[str]:
+    """How far predictions were from what others have measured and published."""
+    every = held()
+    promised = [one for one in every if one.promised]
+    yield (
+        f"How far predictions were off where others have published: on one GPU, medians of "
+        f"{_medians(promised)}."
+    )
+    if several:
+        sharded = [one for one in every if one.published.trial.ranks > 1 and not _timed(one)]
+        yield f"Sharded, by programs that shard otherwise than this one: {_medians(sharded)}."
+    steps = errors(one for one in every if _timed(one))
+    if steps.median is not None:
+        yield (
+            f"Step times: a median of {_percent(steps.median)} ({count(steps.count, 'row')}, "
+            f"{steps.inside} of them within the interval that was predicted)."
+        )
+
+
+def _timed(one: Comparison) -> bool:
+    return one.published.reading.counter == "step"
+
+
+def _medians(found: Iterable[Comparison]) -> str:
+    """`0.1 % of allocated memory (12 rows)` for every counter."""
+    by_counter: dict[Counter, tuple[Comparison, ...]] = grouped(
+        found, lambda one: one.published.reading.counter
+    )
+    told = []
+    for counter, rows in by_counter.items():
+        each = errors(rows)
+        if each.median is not None:
+            told.append(f"{_percent(each.median)} of {counter} memory ({count(each.count, 'row')})")
+    return listed(told)
+
+
+def _published(asked: Question, found: Sequence[Found]) -> Iterator[str]:
+    """What others have published with the techniques that are named, by those techniques."""
+    if asked.judges:
+        return
+    every: dict[str, tuple[Span, ...]] = {}
+    for each in found:
+        if each.run is not None:
+            settings = dict(each.run.candidate.settings)
+            dense = {slot: fields for slot, fields in settings.items() if slot != "quantization"}
+            for techniques in (settings, dense):
+                every.setdefault(named(techniques), spans(techniques))
+    yield from span_lines((name, told) for name, told in every.items() if told)
