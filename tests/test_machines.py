@@ -241,6 +241,16 @@ def test_a_step_is_that_of_the_planned_card_wherever_the_size_is_another() -> No
     assert own["1 x 80 GB"].clock == ""
 
 
+def test_what_waits_in_the_hosts_memory_is_named() -> None:
+    waiting = planned(gib=30, rate=10, gpus=2)
+    host = {"peak_host_bytes": Measurement(value=17 * GIB, unit="B")}
+    waiting = waiting.model_copy(update={"measurements": {**waiting.measurements, **host}})
+
+    found = rows(asked(waiting))
+    assert found["2 x 48, 80 or 141 GB"].host == "and 17.0 GiB of the host's for each GPU"
+    assert rows(asked(planned(gib=60, rate=100)))["8 x 80 GB"].host == ""
+
+
 # What is chosen.
 
 
@@ -564,7 +574,7 @@ def test_a_page_shows_hostile_names_as_they_are() -> None:
     assert "&lt;/script&gt;&lt;b&gt;" in page
     assert "<b>" not in page
     assert page.count("<tr") == 3
-    assert page.count("<td>") == 6
+    assert page.count("<td ") == 6
     assert 'data-point="3"' in page
 
 
