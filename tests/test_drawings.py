@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from tradebench.report import inlining, page, style
@@ -89,6 +92,36 @@ def test_every_text_and_mark_can_be_seen(theme: str) -> None:
         assert min(contrast(colours[role], ground) for ground in grounds) >= 3.0, role
 
 
+# What eyes without one of three kinds of cones see (Machado, Oliveira and Fernandes 2009).
+EYES: Mapping[str, list[list[float]]] = {
+    "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no long": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "no middle": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+}
+# From linear sRGB to the perceptual colour space OKLab (Ottosson 2020).
+CONES = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+LAB = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+
+
+def nearest(colours: Sequence[str]) -> float:
+    """How far apart the two most alike colours are, for the eyes that see the least."""
+    parts = np.array([[int(each[at : at + 2], 16) / 255 for at in (1, 3, 5)] for each in colours])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    found = []
+    for eye in EYES.values():
+        seen = np.clip(linear @ np.array(eye).T, 0, 1)
+        places = np.cbrt(seen @ np.array(CONES).T) @ np.array(LAB).T
+        found += [np.linalg.norm(a - b) for a, b in itertools.combinations(places, 2)]
+    return float(min(found))
+
+
+@pytest.mark.parametrize("theme", style.THEMES)
+def test_marks_are_as_far_apart_as_those_made_for_colour_blind_readers(theme: str) -> None:
+    marks = [style.THEMES[theme][style.ROLES[each]] for each in style.COLOURS]
+
+    assert 0.07 < nearest(style.COLOURS) < nearest(marks)
+
+
 def test_every_colour_of_a_drawing_has_a_value_in_both_themes() -> None:
     roles = set(style.ROLES.values())
 
@@ -165,3 +198,22 @@ def test_every_text_of_the_page_can_be_read(theme: str) -> None:
     for ground in ("page", "panel"):
         for text in ("text", "quiet", "link", "good", "bad"):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+
+
+def test_what_all_names_share_is_said_once() -> None:
+    assert style.told_apart(["bf16 + lora r4", "bf16 + nf4 + lora r4"]) == (
+        "bf16 + lora r4",
+        ["nothing else", "nf4"],
+    )
+    assert style.told_apart(["fp32", "bf16"]) == ("", ["fp32", "bf16"])
+    assert style.told_apart(["fp32", "fp32 + lora"], least=3) == ("", ["fp32", "fp32 + lora"])
+    assert style.told_apart([]) == ("", [])
+
+
+def test_long_names_break_between_techniques() -> None:
+    name = "bf16 + nf4 double + lora r4 + checkpointing 1 + fsdp2 x8"
+
+    assert style.wrapped(name, 34) == "bf16 + nf4 double + lora r4\n+ checkpointing 1 + fsdp2 x8"
+    assert style.wrapped("fp32", 34) == "fp32"
+    assert max(map(len, style.wrapped("nf4 " * 300, 34).splitlines())) <= 34
+    assert len(style.wrapped(" + ".join(["lora r4"] * 40), 34).splitlines()) == 2

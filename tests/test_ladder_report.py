@@ -439,5 +439,11 @@ def test_the_figure_names_rows_and_changes(out: Path) -> None:
     svg = (out / "ladder.svg").read_text(encoding="utf-8")
 
     assert (out / "ladder.png").stat().st_size > 10_000
-    for words in ("+ lora r16", "+ nf4", "-25.0 %", "-50.0 %", "+25.0 ± 1.8 %"):
+    for words in (
+        "+ lora r16",
+        "+ nf4",
+        "\N{MINUS SIGN}25.0 %",
+        "\N{MINUS SIGN}50.0 %",
+        "+25.0 ± 1.8 %",
+    ):
         assert f">{words}<" in svg

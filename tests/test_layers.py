@@ -30,6 +30,7 @@ TORCH_SIDE = (
 LEVELS = {
     "errors": 0,
     "interval": 0,
+    "owner": 0,
     "result": 0,
     "pareto": 0,
     "rank": 0,

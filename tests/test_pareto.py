@@ -222,3 +222,95 @@ def test_leaving_out_hopeless_points_changes_no_probability(points: list[list[in
         hits[brute_front(drawn.tolist())] += 1
 
     assert pareto.probability(points, sds, draws=300, seed=5) == pytest.approx(hits / 300, abs=0.16)
+
+
+# Noise of three kinds: none, so little that only near values change places, and more than a span.
+SDS = st.sampled_from([0.0, 0.05, 1.0])
+NOISY = st.integers(1, 4).flatmap(
+    lambda size: st.lists(
+        st.tuples(
+            st.lists(VALUES, min_size=size, max_size=size),
+            st.lists(SDS, min_size=size, max_size=size),
+        ),
+        max_size=14,
+    )
+)
+
+
+def slow_probability(
+    means: list[list[float]], sds: list[list[float]], draws: int, seed: int
+) -> list[float]:
+    """The plain way: of what may be on the front at all, the front of every draw by itself."""
+    best, worst = (
+        [
+            [mean + sign * pareto.REACH * sd for mean, sd in zip(*row, strict=True)]
+            for row in zip(means, sds, strict=True)
+        ]
+        for sign in (-1, 1)
+    )
+    possible = [
+        index
+        for index in range(len(means))
+        if not any(beats(other, best[index]) for other in worst)
+    ]
+    hits = [0] * len(means)
+    random = np.random.default_rng(seed)
+    for _ in range(draws):
+        noise = random.standard_normal((len(possible), len(means[0]) if means else 0))
+        noise = noise.clip(-pareto.REACH, pareto.REACH)
+        drawn = [
+            [mean + sd * z for mean, sd, z in zip(means[index], sds[index], row, strict=True)]
+            for index, row in zip(possible, noise.tolist(), strict=True)
+        ]
+        for index in brute_front(drawn):
+            hits[possible[index]] += 1
+    return [count / draws for count in hits]
+
+
+@settings(max_examples=60, deadline=None)
+@given(NOISY, st.sampled_from([0.0, 0.2, 1e9]), st.sampled_from([1, 40, 10**7]))
+def test_probability_is_that_of_fronts_drawn_one_by_one(
+    points: list[tuple[list[float], list[float]]], pairs: float, drawn: int
+) -> None:
+    """To the digit, whichever way of comparing is taken and however many draws go at once."""
+    means, sds = [mean for mean, _ in points], [sd for _, sd in points]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pareto, "PAIRS", pairs)
+        patch.setattr(pareto, "DRAWN", drawn)
+        patch.setattr(pareto, "FIRST", 2)
+
+        assert slow_probability(means, sds, 20, 3) == pareto.probability(means, sds, 20, 3)
+
+
+@given(NOISY)
+def test_without_noise_a_probability_is_exactly_zero_or_one(
+    points: list[tuple[list[float], list[float]]],
+) -> None:
+    means = [mean for mean, _ in points]
+    still = [[0.0] * len(mean) for mean in means]
+    on_front = brute_front(means)
+
+    assert [float(index in on_front) for index in range(len(means))] == pareto.probability(
+        means, still, draws=1
+    )
+
+
+def test_what_nothing_can_beat_or_must_be_beaten_is_certain() -> None:
+    """A point without noise whose rivals cannot reach it, and one that is beaten in every draw."""
+    found = pareto.probability(
+        [(1.0, 9.0), (9.0, 1.0), (9.0, 9.0), (9.0, 1.0)],
+        [(0.0, 0.0), (0.01, 0.01), (0.0, 0.0), (0.01, 0.01)],
+    )
+
+    assert (found[0], found[2]) == (1.0, 0.0)
+    # One of two is beaten where both its objectives come out worse: in a quarter of the draws.
+    assert found[1::2] == pytest.approx([0.75, 0.75], abs=0.05)
+
+
+def test_numbers_as_large_as_there_are_do_not_break_the_odds() -> None:
+    huge = 1.7e308
+    means = [(-huge, 1.0), (huge, 0.0), (huge, 1.0), (-huge, 1.0)]
+
+    assert slow_probability(
+        [list(mean) for mean in means], [[0.0, 0.1]] * 4, 50, 0
+    ) == pareto.probability(means, [(0.0, 0.1)] * 4, 50, 0)

@@ -666,9 +666,12 @@ def test_the_front_as_a_whole_is_a_share_of_a_box() -> None:
     assert found is not None
     assert alone is not None
     assert (found.share, found.low, found.high, found.fixed) == (0.25, 0.25, 0.25, True)
-    assert alone.share == pytest.approx((1 / 3) ** 2)
+    assert alone.share == pytest.approx((1 - 1 / 1.65) ** 2)
+    assert alone.reference == pytest.approx(
+        {"peak_tensor_bytes": 1.65 * 2**30, "step_seconds": 1.65}
+    )
     assert not alone.fixed
-    assert "the worst of this run" in alone.text
+    assert "a tenth beyond the worst of this run" in alone.text
 
 
 def test_the_cover_has_an_interval_where_points_have_noise(run: Run) -> None:
@@ -728,12 +731,20 @@ def test_reports_load_only_what_they_need(module: str, heavy: tuple[str, ...]) -
     assert found.stdout.strip() == "[]"
 
 
-def test_too_many_points_for_a_figure_are_said_to_be_left_out(tmp_path: Path) -> None:
-    (group,) = fronts.groups(run_of(tuple(result(settings_of(rank=r)) for r in range(1, 43))))
-    picture = bars.time_figure(group, "time", style.Folder(tmp_path))
+def test_of_too_many_points_a_figure_shows_the_front_and_every_method(tmp_path: Path) -> None:
+    """No rank beats another; the one pruned point is worse than all of them."""
+    crowd = tuple(result(settings_of(rank=rank)) for rank in range(1, 43))
+    (group,) = fronts.groups(run_of(crowd))
+    (mixed,) = fronts.groups(run_of((*crowd, result(settings_of(rank=20, sparsity=0.9)))))
+    pictures = [bars.time_figure(each, "time", style.Folder(tmp_path)) for each in (group, mixed)]
+    captions = [picture.caption for picture in pictures if picture is not None]
+    front = len(group.labelled("front"))
 
-    assert picture is not None
-    assert "The 40 points nearest to the front are drawn; the table has all 42." in picture.caption
+    assert front <= bars.FEW
+    assert f"Drawn are {front} of 42 points: the front; the table has all." in captions[0]
+    assert "the best with each method that it lacks" in captions[1]
+    assert pictures[1] is not None
+    assert "magnitude 90%" in pictures[1].svg
 
 
 def test_many_tasks_are_spread_over_figures(tmp_path: Path) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from tradebench.report import content, findings, fronts, predictions, series, tables, units
+from tradebench.report import (
+    content,
+    curves,
+    findings,
+    fronts,
+    predictions,
+    series,
+    style,
+    tables,
+    units,
+)
 from tradebench.result import (
     SCHEMA,
     Environment,
@@ -459,10 +469,102 @@ def test_two_methods_of_the_same_width_are_two_series() -> None:
 
     assert found == {
         "bits": [
-            ("bf16 (quantization.method=nf4)", [4, 16]),
-            ("bf16 (quantization.method=fp4)", [4, 16]),
+            ("bf16 + nf4", [4, 16]),
+            ("bf16 + fp4", [4, 16]),
         ]
     }
+
+
+def test_a_method_that_is_told_its_bits_shares_no_line_with_others() -> None:
+    found = lines(
+        *(
+            result(each, numbers(qa=0.5))
+            for each in (
+                BF16,
+                quantized("int8", BF16),
+                quantized("nf4", BF16, double=False),
+                quantized("nf4", BF16, double=True),
+                quantized("gptq", BF16, bits=3, group=128),
+            )
+        )
+    )
+
+    assert found == {
+        "bits": [
+            ("bf16 + nf4, int8", [4, 8, 16]),
+            ("bf16 + nf4 double", [4, 16]),
+            ("bf16 + gptq", [3, 16]),
+        ]
+    }
+
+
+def test_the_methods_of_one_context_are_drawn_before_other_contexts() -> None:
+    found = [
+        result(each | extra, numbers(qa=0.5), label=f"bf16{plus}")
+        for plus, extra in ((" + lora", {"adapters": {"method": "lora", "rank": 4}}), ("", {}))
+        for each in (BF16, quantized("nf4", BF16), quantized("gptq", BF16, bits=4))
+    ]
+    every = series.series(group_of(*found))[series.BITS]
+
+    assert [line.name for line in series.ranked(every)] == [
+        "bf16 + nf4",
+        "bf16 + gptq",
+        "bf16 + lora + nf4",
+        "bf16 + lora + gptq",
+    ]
+    assert series.ranked([]) == []
+
+
+def part_of(*results: Result) -> curves.Part:
+    group = group_of(*results)
+    ((axis, found),) = series.series(group).items()
+    return curves.Part(group=group, axis=axis, lines=found)
+
+
+def kinds(*values: tuple[str, float, float]) -> list[Result]:
+    """A point at ranks 1 and 2 for each kind, which use so much memory."""
+    return [
+        result(
+            FP32 | {"adapters": {"method": kind, "rank": rank}}, numbers(memory=size), label="fp32"
+        )
+        for kind, *sizes in values
+        for rank, size in enumerate(sizes, start=1)
+    ]
+
+
+def test_lines_that_lie_on_each_other_are_one_with_both_names() -> None:
+    apart = part_of(*kinds(("a", 100, 200), ("b", 100, 150)))
+    alike = part_of(*kinds(("a", 100, 200), ("b", 101, 201), ("c", 50, 60)))
+
+    assert [line.name for line in apart.drawn] == ["fp32 + a", "fp32 + b"]
+    assert [line.name for line in alike.drawn] == ["fp32 + a, b", "fp32 + c"]
+
+
+def test_only_so_many_lines_are_drawn() -> None:
+    part = part_of(*kinds(*((kind, 100.0 * at, 10.0) for at, kind in enumerate("abcdefgh"))))
+
+    assert len(part.lines) == 8
+    assert len(part.drawn) == curves.MAX_SERIES
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((100, 80), "peak tensor memory 20 % less"),
+        ((100, 110), "peak tensor memory 10 % more"),
+        ((100, 450), "peak tensor memory 4.5 times as much"),
+        ((1000, 1001), "peak tensor memory 0.10 % more"),
+        ((100, 100), "peak tensor memory the same"),
+    ],
+)
+def test_the_title_of_a_curve_says_what_the_first_line_does(
+    values: tuple[float, float], expected: str, tmp_path: Path
+) -> None:
+    part = part_of(*kinds(("lora", *values)))
+    picture = curves.series_figure([part], "series", style.Folder(tmp_path))
+
+    assert picture is not None
+    assert picture.title == f"Adapter rank from 1 to 2 (fp32): {expected}"
 
 
 def test_given_bits_count() -> None:
@@ -477,7 +579,7 @@ def test_mixed_precision_has_no_width_of_its_own() -> None:
     assert series.bits(point) is None
 
 
-def test_only_so_many_series_are_drawn() -> None:
+def test_series_of_one_name_are_told_apart_by_what_differs() -> None:
     found = [
         result(
             {"adapters": {"method": "lora", "rank": rank, "kind": kind}},
@@ -491,7 +593,8 @@ def test_only_so_many_series_are_drawn() -> None:
 
     assert len(every) == 8
     assert len({line.name for line in every}) == 8
-    assert len(series.chosen(every)) == series.MAX_SERIES
+    assert every[0].name == "lora + lora kind a"
+    assert [line.name for line in series.ranked(every)] == [line.name for line in every]
 
 
 def test_findings_name_the_best_within_the_limits_and_its_smaller_twins() -> None:
@@ -504,12 +607,12 @@ def test_findings_name_the_best_within_the_limits_and_its_smaller_twins() -> Non
         limits={"peak_tensor_bytes": 300 * 2**20},
     )
 
-    first, front, covered, *rest = findings.findings(group)
+    *told, covered = findings.findings(group)
 
     # (1 - 100/300) x 0.60 and (1 - 200/300) x 0.01 of the box; what is too large covers nothing.
-    assert covered.startswith("The front covers 40.3 % (")
-    assert "between perfection and peak tensor memory 300 MiB and accuracy on qa 0 %" in covered
-    assert [first, front, *rest] == [
+    assert "better than peak tensor memory 300 MiB and accuracy on qa 0 % which" in covered
+    assert "the front reaches: 40.3 % (" in covered
+    assert told == [
         "3 points, measured on the reference model: 3 ok.",
         "The Pareto front over peak tensor memory and accuracy on qa has 2 points, and the noise "
         "of the measurements does not rule out 1 more.",

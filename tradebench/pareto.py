@@ -7,7 +7,7 @@ the caller's to leave out, and to say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 # A draw never strays further from its mean than this, which makes a point that is beaten by more
 # certain to be off the front; the normal distribution does so twice in a thousand million draws.
 REACH = 6.0
+# Numbers drawn at a time, which many points with many draws are cut into: 8 MB.
+DRAWN = 1_000_000
+# What the best point of each draw beats is looked for again while that is more than this share.
+WORTH = 0.1
+# One comparison with a rival takes as long as so many with the best point that is left.
+PAIRS = 5
+# The first rivals that a point meets, and how many times more it meets next: the best come first,
+# and where they have beaten it the others need not be looked at.
+FIRST, GROWTH = 8, 4
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -96,7 +105,8 @@ def probability(
 ) -> list[float]:
     """Return how often each point is on the front when its objectives vary, independently.
 
-    `sds` are the standard errors of `means`; a zero keeps a value, and so its ties, exactly.
+    `sds` are the standard errors of `means`; a zero keeps a value, and so its ties, exactly: where
+    nothing varies the answers are 0 and 1. A seed draws the same numbers for the same points.
 
     Raises:
         ValueError: A NaN, shapes that differ, a negative or infinite sd, or no draws.
@@ -104,15 +114,23 @@ def probability(
     import numpy as np
 
     centre, scale = _checked(means, sds, draws)
-    if not len(centre):
-        return []
+    if not scale.any():
+        return [float(on) for on in _on_front(centre)]
     possible = np.flatnonzero(_not_hopeless(centre - REACH * scale, centre + REACH * scale))
+    # The best come first: they are those that beat the others in most draws.
+    possible = possible[np.argsort(_places(centre[possible]).sum(axis=1), kind="stable")]
+    # Numbers are drawn for the points in the order given.
+    given = np.argsort(np.argsort(possible))
     centre, scale = centre[possible], scale[possible]
+    rivals = _rivals(centre - REACH * scale, centre + REACH * scale)
     random = np.random.default_rng(seed)
     hits = np.zeros(len(means))
-    for _ in range(draws):
-        noise = random.standard_normal(centre.shape).clip(-REACH, REACH)
-        hits[possible] += _on_front(centre + scale * noise)
+    most = max(1, DRAWN // centre.size)
+    for start in range(0, draws, most):
+        noise = random.standard_normal((min(most, draws - start), *centre.shape))[:, given]
+        drawn = centre + scale * noise.clip(-REACH, REACH)
+        on_front = _on_fronts(np.ascontiguousarray(drawn.transpose(2, 1, 0)), rivals)
+        hits[possible] += on_front.sum(axis=1)
     return [float(share) for share in hits / draws]
 
 
@@ -229,6 +247,112 @@ def _on_front(values: Floats) -> Booleans:
         alive = (rows < rows[0]).any(axis=1)
         left, rows = left[alive], rows[alive]
     return found
+
+
+def _rivals(best: Floats, worst: Floats) -> list[Integers]:
+    """Return for each row the others that may dominate it: at best they are no worse than it."""
+    import numpy as np
+
+    near = (np.flatnonzero((best <= row).all(axis=1)) for row in worst)
+    return [found[found != row] for row, found in enumerate(near)]
+
+
+def _on_fronts(drawn: Floats, rivals: Sequence[Integers]) -> Booleans:
+    """Return for each point and draw whether the point is on the front of that draw.
+
+    `drawn` has an entry for each objective, point and draw, and points of good means come first.
+    """
+    score = _score(drawn)
+    alive = _culled(drawn, score.copy())
+    share = alive.mean(axis=1)
+    met = sum(float(at * share[others].sum()) for at, others in zip(share, rivals, strict=True))
+    if PAIRS * met < float(share.sum()) ** 2:
+        _compare(drawn, alive, rivals)
+    else:
+        _peel(drawn, alive, score)
+    return alive
+
+
+def _score(drawn: Floats) -> Floats:
+    """Return a number for each point and draw that is never lower than that of what dominates it.
+
+    It weighs all objectives alike, so that a low one dominates much.
+    """
+    import numpy as np
+
+    total = np.zeros(drawn.shape[1:])
+    for values in drawn:
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            # Halves, for the range of two large numbers may be too large for a number.
+            low, high = finite.min() / 2, finite.max() / 2
+            total += ((values / 2).clip(low, high) - low) / (high - low if high > low else 1.0)
+    return total
+
+
+def _culled(drawn: Floats, score: Floats) -> Booleans:
+    """Return what is left when the points of the lowest scores have taken what they dominate."""
+    import numpy as np
+
+    alive = np.ones(score.shape, dtype=np.bool_)
+    draws = np.arange(score.shape[1])
+    before, left = 0, alive.size
+    while before - left > WORTH * left or not before:
+        best = score.argmin(axis=0)
+        beaten = _beaten(((values[best, draws], values) for values in drawn), alive)
+        alive &= ~beaten
+        score[beaten] = np.inf
+        score[best, draws] = np.inf
+        before, left = left, int(np.count_nonzero(alive))
+    return alive
+
+
+def _peel(drawn: Floats, alive: Booleans, score: Floats) -> None:
+    """Leave alive only fronts: the lowest score of a draw is on it and takes what it dominates."""
+    import numpy as np
+
+    draw, point = np.nonzero(alive.T)
+    # Of equal scores, which rounding can make of others, a dominating point comes first like this.
+    keys = (*(values[point, draw] for values in drawn[::-1]), score[point, draw], draw)
+    order = np.lexsort(keys)
+    draw, point = draw[order], point[order]
+    rows = [values[point, draw] for values in drawn]
+    while len(draw):
+        starts = np.flatnonzero(np.diff(draw, prepend=-1))
+        best = np.repeat(starts, np.diff(starts, append=len(draw)))
+        beaten = _beaten(((values[best], values) for values in rows), np.ones_like(draw, np.bool_))
+        alive[point[beaten], draw[beaten]] = False
+        stays = ~beaten
+        stays[starts] = False
+        draw, point, rows = draw[stays], point[stays], [values[stays] for values in rows]
+
+
+def _compare(drawn: Floats, alive: Booleans, rivals: Sequence[Integers]) -> None:
+    """Leave alive only fronts, by holding every point against its rivals."""
+    import numpy as np
+
+    for index, others in enumerate(rivals):
+        start, size = 0, FIRST
+        while start < len(others) and len(left := np.flatnonzero(alive[index])):
+            some = others[start : start + size]
+            start, size = start + size, size * GROWTH
+            # What beats a beaten rival beats all that the rival would.
+            row, column = np.nonzero(alive[some][:, left])
+            rival, draw = some[row], left[column]
+            pairs = ((values[rival, draw], values[index, draw]) for values in drawn)
+            beaten = _beaten(pairs, np.ones_like(draw, np.bool_))
+            alive[index, draw[beaten]] = False
+
+
+def _beaten(pairs: Iterable[tuple[Floats, Floats]], among: Booleans) -> Booleans:
+    """Return where the first of a pair dominates the second; there is a pair for each objective."""
+    import numpy as np
+
+    no_worse, better = among.copy(), np.zeros_like(among)
+    for rival, own in pairs:
+        no_worse &= rival <= own
+        better |= rival < own
+    return no_worse & better
 
 
 def _not_hopeless(best: Floats, worst: Floats) -> Booleans:

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tradebench.errors import UserError
+from tradebench.owner import Owner
 from tradebench.result import Kind, Result, Status
 
 SCHEMA = "tradebench.run/1"
@@ -310,12 +311,13 @@ def _started(run: Path) -> tuple[str, str]:
 def lock(directory: Path, writer: str = LOCAL) -> Iterator[None]:
     """Hold a writer's part of the run directory; the lock dies with the process, however it dies.
 
+    The file says which process took it last, for those who watch the run.
+
     Raises:
         UserError: another process holds it, or it is no run directory.
     """
     _header(directory)
-    name = ".lock" if writer == LOCAL else f".lock.{writer}"
-    file = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = os.open(_lock_file(directory, writer), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -324,9 +326,35 @@ def lock(directory: Path, writer: str = LOCAL) -> Iterator[None]:
                 f"another tradebench is at work in {directory} as {writer}: wait for it, start a "
                 "new run with --fresh, or write beside it under another name with --writer"
             ) from None
+        here = Owner.here()
+        os.ftruncate(file, 0)
+        os.pwrite(file, here.text.encode() if here else b"", 0)
         yield
     finally:
         os.close(file)
+
+
+def owners(directory: Path) -> list[Owner]:
+    """The processes that took the parts of the run that have not come to their end."""
+    found = []
+    for file in (directory / HEADER, *sorted(directory.glob("run.*.json"))):
+        writer = file.name.removesuffix("json").removeprefix("run.").rstrip(".") or LOCAL
+        with contextlib.suppress(OSError, UserError):
+            text = _lock_file(directory, writer).read_text()
+            owner = Owner.read(text)
+            if owner is not None and _read_header(directory, file)["ended"] is None:
+                found.append(owner)
+    return found
+
+
+def _lock_file(directory: Path, writer: str) -> Path:
+    return directory / (".lock" if writer == LOCAL else f".lock.{writer}")
+
+
+def end_run(directory: Path) -> None:
+    """Say that the run has come to its end now."""
+    header = _read_header(directory, directory / HEADER)
+    write_json(directory / HEADER, {**header, "ended": timestamp()})
 
 
 def write_json(path: Path, value: object) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tradebench import store
+from tradebench.report import watch
 from tradebench.runner import process
 
 if TYPE_CHECKING:
@@ -61,6 +62,22 @@ def test_workers_killed_at_random_moments_cost_one_attempt_each(sweep: Sweep, se
 
     assert Counter(result.status for result in summary.results) == {"ok": 8}
     _assert_nothing_was_repeated(sweep)
+
+
+def test_who_watches_sees_that_a_supervisor_was_killed_and_then_resumed(sweep: Sweep) -> None:
+    supervisor = sweep.start("nap:0.5", repeats=4)
+    until = time.monotonic() + 60.0
+    while not store.owners(sweep.directory) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert watch.loss(store.load(sweep.directory)) == ""
+    os.kill(supervisor, signal.SIGKILL)
+    os.waitpid(supervisor, 0)
+
+    lost = watch.loss(store.load(sweep.directory))
+    assert f"no longer alive: process {supervisor} of this machine" in lost
+    sweep.run("nap:0.5", repeats=4)
+    assert store.load(sweep.directory).header["ended"] is not None
+    assert store.owners(sweep.directory) == []
 
 
 def _unstored(sweep: Sweep) -> list[Path]:

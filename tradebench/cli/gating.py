@@ -158,26 +158,38 @@ def history(
     results: ResultsOption = Path("results"),
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Print a metric over the runs of a suite, a line per point, with where its level changed."""
+    """Print a metric over the runs of a suite, a line per point, with where its level changed.
+
+    Below stands one number for the front as a whole: how much it covers of the space between
+    perfection and the suite's limits. Runs of other objectives, limits or points are left out.
+    """
     from dataclasses import asdict
 
-    from tradebench.commands import repetition
+    from tradebench.commands import gating, repetition
+    from tradebench.regression import front as fronts
     from tradebench.regression import history as past
     from tradebench.regression.policy import Amount
+    from tradebench.regression.sample import of_runs
 
     try:
         share = Amount.parse(least).relative
     except ValueError as error:
         raise UserError(f"--least: {error}") from None
-    name, sample = repetition.past(results, suite, last=last, note=options.note)
+    name, runs = repetition.past(results, suite, last=last, note=options.note)
+    sample, _ = of_runs(runs)
     found = past.series(sample, metric, least=share, change_points=change_points)
     if not found:
         known = sorted({each for point in sample.points for each in point.metrics})
         raise UserError(f"no run of {name} has {metric!r}; there are {', '.join(known)}")
+    whole = fronts.series(runs, gating.kinds_of(sample), least=share, change_points=change_points)
     if form is Format.JSON:
-        options.print_json("history", {"suite": name, "series": [asdict(each) for each in found]})
+        content = {"series": [asdict(each) for each in found]}
+        content["fronts"] = [asdict(each) for each in whole]
+        options.print_json("history", {"suite": name, **content})
         return
     typer.echo(past.text(name, found))
+    if whole:
+        typer.echo(fronts.text(whole))
 
 
 def _print_check(command: str, made: Check, code: int, form: Format) -> None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tradebench.cli import options
-from tradebench.cli.options import INTERRUPTED, Format, FormatOption, PriceOption, ResultsOption
+from tradebench.cli.options import (
+    FAILED,
+    INTERRUPTED,
+    Format,
+    FormatOption,
+    PriceOption,
+    ResultsOption,
+)
 from tradebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,16 +48,17 @@ def report(
 
     With --format markdown only the short table is printed, to be pasted elsewhere. With --watch the
     table and the front are drawn as results come, until the run ends; Ctrl-C stops that with 130
-    and leaves the run alone.
+    and leaves the run alone. A run that was killed ends it with 5, once what there is of it has
+    been reported.
     """
     from tradebench import report, store
     from tradebench.commands import reporting
 
-    directory = store.find(results, run)
+    directory, lost = store.find(results, run), ""
     if watch:
         if form is not Format.TEXT:
             raise UserError("--watch draws on a terminal: leave out --format, or watch it as text")
-        found = _watched(directory)
+        found, lost = _watched(directory)
     else:
         found = store.load(directory)
     other = None if beside is None else store.load(store.find(results, beside))
@@ -60,6 +68,10 @@ def report(
         typer.echo(report.markdown_table(found))
         return
     target = out or found.directory / "report"
+    if lost:
+        options.note(lost)
+        if not found.results:
+            raise typer.Exit(FAILED)
     written = reporting.write(found, target, other, pdf=pdf, parquet=parquet, price=price)
     match form:
         case Format.JSON:
@@ -69,16 +81,19 @@ def report(
             )
         case _:
             options.print_summary(found, target, price)
+    if lost:
+        raise typer.Exit(FAILED)
 
 
-def _watched(directory: Path) -> Run:
-    """Show the run until it has ended."""
+def _watched(directory: Path) -> tuple[Run, str]:
+    """Show the run until it has ended, or will not; then why, and what to do."""
     from rich.console import Console
 
-    from tradebench.report.watch import watch
+    from tradebench.report.watch import resumption, watch
 
     try:
-        return watch(directory, Console())
+        run, lost = watch(directory, Console())
     except KeyboardInterrupt:
         options.note(f"stopped watching; the run goes on in {directory}")
         raise typer.Exit(INTERRUPTED) from None
+    return run, f"{lost}; {resumption(run)} goes on where it stopped" if lost else ""

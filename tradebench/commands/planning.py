@@ -88,6 +88,7 @@ def plan(
         said["limits"] = {**said["limits"], "peak_process_bytes": aim.device.reported_bytes[0]}
     directory = store.create_run(out, f"{suite.name}.plan", said)
     keep(made, directory)
+    store.end_run(directory)
     reporting.write(store.load(directory), directory / "report")
     return directory, made
 
@@ -102,6 +103,7 @@ def hold_against_published(
     for kind, kept in (("published", results()), ("plan", validate.results(found))):
         lines = "".join(f"{result.to_json()}\n" for result in kept)
         store.write_text(directory / f"trials.{kind}.jsonl", lines)
+    store.end_run(directory)
     reporting.write(store.load(directory), directory / "report")
     return directory, found
 

@@ -68,8 +68,8 @@ def alike(runs: Sequence[Run], kinds: Sequence[Kind] | None = None) -> Sample:
     return sample
 
 
-def past(results: Path, suite: str | None, *, last: int, note: Note) -> tuple[str, Sample]:
-    """The newest `last` runs of a suite; of the suite that ran last where none is named.
+def past(results: Path, suite: str | None, *, last: int, note: Note) -> tuple[str, list[Run]]:
+    """The newest `last` runs of a suite, oldest first; of the one that ran last if none is named.
 
     Raises:
         NothingToCompareError: it has no run.
@@ -85,5 +85,4 @@ def past(results: Path, suite: str | None, *, last: int, note: Note) -> tuple[st
         for problem in run.problems:
             note(problem)
         runs.append(run)
-    sample, _ = of_runs(runs)
-    return name, sample
+    return name, runs

@@ -64,6 +64,9 @@ def sweep(
     trials = shard.of(suite.trials())
     newest = store.latest(out, suite.name) if resume and name is None else None
     directory = newest or store.create_run(out, suite.name, said, name)
+    # Whoever watches the run knows from here on which process is at it, while that still predicts.
+    with store.lock(directory, options.writer):
+        pass
     if cluster is not None and cluster.has_gpus and foresight.predict:
         foresight = replace(foresight, predict=False)
         note("nothing is predicted beside a run on a cluster's GPUs: tradebench plan does that")

@@ -14,7 +14,7 @@ from statistics import fmean, median
 
 from tradebench.regression import comparability
 from tradebench.regression.sample import Point, Sample
-from tradebench.report.units import show, title
+from tradebench.report.units import count, show, title
 from tradebench.result import Kind, digest
 
 SHORTEST = 3  # runs that a level has to last
@@ -99,12 +99,6 @@ def _series(
     held = point.metrics[metric]
     values = tuple(float(held.values[at] or 0.0) for at in indices)
     names = tuple(sample.runs[at].run for at in indices)
-    levels = segments(values) if change_points else [0, len(values)]
-    means = [fmean(values[start:stop]) for start, stop in pairwise(levels)]
-    changes = [
-        Change(run=names[start], before=before, after=after)
-        for start, (before, after) in zip(levels[1:-1], pairwise(means), strict=True)
-    ]
     return Series(
         kind=point.kind,
         trial=point.trial,
@@ -116,8 +110,19 @@ def _series(
         runs=names,
         started=tuple(sample.runs[at].started for at in indices),
         values=values,
-        changes=tuple(change for change in changes if abs(change.share) > least),
+        changes=changes(names, values, least) if change_points else (),
     )
+
+
+def changes(runs: Sequence[str], values: Sequence[float], least: float) -> tuple[Change, ...]:
+    """Where the level of a series, a value for each run, moved by more than the share `least`."""
+    levels = segments(values)
+    means = [fmean(values[start:stop]) for start, stop in pairwise(levels)]
+    found = (
+        Change(run=runs[start], before=before, after=after)
+        for start, (before, after) in zip(levels[1:-1], pairwise(means), strict=True)
+    )
+    return tuple(change for change in found if abs(change.share) > least)
 
 
 def segments(values: Sequence[float]) -> list[int]:
@@ -217,7 +222,8 @@ def text(suite: str, found: Sequence[Series]) -> str:
     lines = [f"{title(found[0].metric)} of {suite}:"]
     for each in found:
         newest = show(each.metric, each.values[-1], each.unit)
-        lines.append(f"  {each.point}: {_course(each.values)} {newest} ({len(each.values)} runs)")
+        runs = count(len(each.values), "run")
+        lines.append(f"  {each.point}: {course(each.values)} {newest} ({runs})")
         lines += [
             f"    from {change.run} on: {show(each.metric, change.before, each.unit)} -> "
             f"{show(each.metric, change.after, each.unit)} ({100 * change.share:+.1f} %), advice"
@@ -226,7 +232,8 @@ def text(suite: str, found: Sequence[Series]) -> str:
     return "\n".join(lines)
 
 
-def _course(values: Sequence[float]) -> str:
+def course(values: Sequence[float]) -> str:
+    """The values drawn in eight heights."""
     low, high = min(values), max(values)
     if low == high:
         return HEIGHTS[3] * len(values)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tradebench.report.findings import baseline
-from tradebench.report.fronts import Group
+from tradebench.report.fronts import Z95, Group
 from tradebench.report.style import (
     BLACK,
     BLUE,
@@ -24,50 +25,64 @@ from tradebench.report.style import (
     intervals,
     note,
     save,
+    told_apart,
     whiskers,
+    wrapped,
 )
 from tradebench.report.tables import Point
-from tradebench.report.units import Scale, scale, title
+from tradebench.report.units import Scale, count, scale, title
 from tradebench.result import CATEGORIES
 
 MAX_ROWS = 40
-MAX_NAME = 68
+# Of more points than that, so many are drawn: what stands out, not a page of neighbours.
+FEW = 24
+MAX_NAME = 52
+MAX_TITLE = 120
 TASKS_PER_FIGURE = 3
-ROW_HEIGHT = 0.24
+LEGEND_WIDTH = 1.25
+SEEN = 0.002
+ROW_HEIGHT, TWO_LINES = 0.24, 0.36
 
 
 def memory_figure(group: Group, name: str, out: Folder) -> Picture | None:
     """Draw what the peak consists of; the parts of a bar add up to the peak."""
-    rows, left_out = _rows(group, lambda p: any(_category(c) in p.estimates for c in CATEGORIES))
-    if not rows:
+    found = [p for p in group.ordered if any(_category(c) in p.estimates for c in CATEGORIES)]
+    if not found:
         return None
-    totals = [sum(p.value(_category(c)) or 0.0 for c in CATEGORIES) for p in rows]
+    rows, left_out = _rows(group, found)
+    totals = [_total(point) for point in rows]
     order = sorted(range(len(rows)), key=totals.__getitem__)
     rows, totals = [rows[at] for at in order], [totals[at] for at in order]
     unit = scale("peak_tensor_bytes", totals, "B")
     with drawing(name):
         figure, axes = _frame(rows, 1)
         _stack(axes[0], rows, unit)
-        axes[0].set_xlabel(f"Tensor memory at the peak{unit.axis}")
+        sharded = any(_devices(point) > 1 for point in rows)
+        owner = "Tensor memory of each device" if sharded else "Tensor memory"
+        axes[0].set_xlabel(f"{owner} at the peak{unit.axis}")
         axes[0].margins(x=0.16)
         _limit(axes[0], group, "peak_tensor_bytes", unit.factor)
-        figure.legend(loc="outside upper left", ncols=7, columnspacing=1.0, handlelength=1.2)
-        smallest = f"Smallest: {rows[0].name}, {unit.text(totals[0])}."
+        room = int(figure.get_figwidth() / LEGEND_WIDTH)
+        figure.legend(
+            loc="outside lower left", ncols=max(2, room), columnspacing=1.0, handlelength=1.2
+        )
         return save(
             figure,
             name,
             out,
-            title=_least(rows, "peak_tensor_bytes", f"Least memory: {unit.text(totals[0])}"),
+            title=_least(found, unit),
             caption="Memory by category: what the tensors were for at the moment of the highest "
             "total; the parts of a bar add up to the peak tensor memory. Smallest at the top. "
             f"{left_out}".strip(),
-            alt=f"Stacked bars of tensor memory by category for each point. {smallest}",
+            alt="Stacked bars of tensor memory by category for each point. Smallest: "
+            f"{rows[0].name}, {unit.text(totals[0])}.",
         )
 
 
 def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
     """Draw a bar per point, category after category, and its total at its end."""
     left = [0.0] * len(rows)
+    longest = max(map(_total, rows)) / unit.factor
     for category in CATEGORIES:
         widths = [(point.value(_category(category)) or 0.0) / unit.factor for point in rows]
         if any(widths):
@@ -79,7 +94,8 @@ def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
                 color=CATEGORY_COLOURS[category],
                 edgecolor=WHITE,
                 linewidth=0.5,
-                label=category,
+                # What nobody sees needs no explanation.
+                label=category if max(widths) > SEEN * longest else None,
             )
             left = [start + width for start, width in zip(left, widths, strict=True)]
     for at, end in enumerate(left):
@@ -111,9 +127,10 @@ def accuracy_figures(group: Group, name: str, out: Folder) -> list[Picture]:
 
 def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Folder) -> Picture | None:
     wanted = [f"{when}.{task}" for task in tasks for when in ("accuracy", "accuracy_before")]
-    rows, left_out = _rows(group, lambda p: any(each in p.estimates for each in wanted))
-    if not rows:
+    found = [p for p in group.ordered if any(each in p.estimates for each in wanted)]
+    if not found:
         return None
+    rows, left_out = _rows(group, found)
     first = f"accuracy.{tasks[0]}"
     rows.sort(key=lambda p: -(p.value(first) or 0.0))
     bars = intervals(p.estimates[each] for p in rows for each in wanted if each in p.estimates)
@@ -122,7 +139,7 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Folder)
         f"Sorted by {title(first).lower()}. {bars} {' '.join(group.accuracy_notes)} {left_out}"
     )
     with drawing(name):
-        figure, panels = _frame(rows, len(tasks))
+        figure, panels = _frame(rows, len(tasks), *group.accuracy_notes)
         for axes, task in zip(panels, tasks, strict=True):
             _accuracy_panel(axes, rows, task)
             _limit(axes, group, f"accuracy.{task}", 0.01)
@@ -131,12 +148,11 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Folder)
             Line2D([], [], color=BLUE, marker="o", ls="none", label="after training"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
-        note(figure, *group.accuracy_notes)
         return save(
             figure,
             name,
             out,
-            title=_best_accuracy(rows[0], first),
+            title=_best_accuracy(group, found, first),
             caption=caption.strip(),
             alt=f"Accuracy on {', '.join(tasks)} before and after training for each point. "
             f"Highest: {rows[0].name}.",
@@ -169,15 +185,16 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Point], task: str) -> None:
 
 def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
     """Draw the time of one optimizer step."""
-    rows, left_out = _rows(group, lambda p: "step_seconds" in p.estimates)
-    if not rows:
+    found = [point for point in group.ordered if "step_seconds" in point.estimates]
+    if not found:
         return None
+    rows, left_out = _rows(group, found)
     rows.sort(key=lambda p: p.estimates["step_seconds"].value)
-    found = [p.estimates["step_seconds"] for p in rows]
-    unit = scale("step_seconds", (each.value for each in found), found[0].unit)
+    times = [p.estimates["step_seconds"] for p in rows]
+    unit = scale("step_seconds", (each.value for each in times), times[0].unit)
     with drawing(name):
         figure, panels = _frame(rows, 1)
-        for at, each in enumerate(found):
+        for at, each in enumerate(times):
             whiskers(panels[0], at, each, unit, BLUE, upright=False)
             panels[0].plot(each.value / unit.factor, at, marker="o", markersize=5, color=BLUE)
         panels[0].set_xlabel(f"Time of one optimizer step{unit.axis}")
@@ -187,60 +204,109 @@ def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
             figure,
             name,
             out,
-            title=_fastest(rows, unit),
-            caption=f"Step time. Fastest at the top. {intervals(found)} {left_out}".strip(),
+            title=_fastest(group, found, unit),
+            caption=f"Step time. Fastest at the top. {intervals(times)} {left_out}".strip(),
             alt=f"Time of one optimizer step for each point. Fastest: {rows[0].name}, "
-            f"{unit.text(found[0].value)}.",
+            f"{unit.text(times[0].value)}.",
         )
 
 
-def _least(rows: Sequence[Point], name: str, start: str) -> str:
+def _least(found: Sequence[Point], unit: Scale) -> str:
     """Say which point takes least, and how much less than the one without techniques."""
-    text = f"{start} with {drawable(rows[0].name, 60)}"
-    plain = baseline([point for point in rows if name in point.estimates])
-    least = rows[0].value(name)
-    if plain is None or plain is rows[0] or not least or not plain.value(name):
+    least = min(found, key=_total)
+    each = f" on each of {count(_devices(least), 'device')}" if _devices(least) > 1 else ""
+    text = f"Least memory: {unit.text(_total(least))}{each} with {drawable(least.name, MAX_TITLE)}"
+    plain = baseline(found)
+    if plain is None or plain is least or not _total(plain):
         return text
-    share = 1 - least / (plain.value(name) or least)
-    return f"{text}, {100 * share:.0f} % less than {drawable(plain.name, 40)}"
+    share = 100 * (1 - _total(least) / _total(plain))
+    return f"{text}, {share:.0f} % less than {drawable(plain.name, MAX_TITLE)}"
 
 
-def _fastest(rows: Sequence[Point], unit: Scale) -> str:
+def _total(point: Point) -> float:
+    return sum(point.value(_category(category)) or 0.0 for category in CATEGORIES)
+
+
+def _devices(point: Point) -> int:
+    """Return on how many devices the point lies; its memory is that of one of them."""
+    return int(point.settings.get("sharding", {}).get("degree", 1))
+
+
+def _fastest(group: Group, found: Sequence[Point], unit: Scale) -> str:
     """Say what steps fastest; of a plan, of what fits."""
-    fitting = [point for point in rows if point.fit is not None and point.fit.verdict == "fits"]
-    best = (fitting or rows)[0]
+    fitting = [point for point in found if point.fit is not None and point.fit.verdict == "fits"]
+    best = min(fitting or found, key=lambda point: point.estimates["step_seconds"].value)
     words = "Shortest step that fits" if fitting else "Shortest step"
     time = unit.text(best.estimates["step_seconds"].value)
-    return f"{words}: {time} with {drawable(best.name, 60)}"
+    like = _like_it(group, best, fitting or found, "step_seconds")
+    return f"{words}: {time} with {drawable(best.name, MAX_TITLE)}{like}"
 
 
-def _best_accuracy(best: Point, name: str) -> str:
+def _best_accuracy(group: Group, found: Sequence[Point], name: str) -> str:
     """Say what scores highest."""
-    estimate = best.estimates.get(name)
-    if estimate is None:
+    scored = [point for point in found if name in point.estimates]
+    if not scored:
         return "Accuracy before training; none was measured after it"
-    number = scale(name, [estimate.value], "1").text(estimate.value)
-    return f"Highest {title(name).lower()}: {number} with {drawable(best.name, 60)}"
+    best = max(scored, key=lambda point: point.estimates[name].value)
+    value = best.estimates[name].value
+    number = scale(name, [value], "1").text(value)
+    like = _like_it(group, best, scored, name)
+    return f"Highest {title(name).lower()}: {number} with {drawable(best.name, MAX_TITLE)}{like}"
+
+
+def _like_it(group: Group, best: Point, found: Sequence[Point], name: str) -> str:
+    """Say how many others the noise does not tell from the best."""
+    others = 0
+    for point in found:
+        gap = abs(point.estimates[name].value - best.estimates[name].value)
+        noise = math.hypot(group.noise(point, name), group.noise(best, name))
+        others += point is not best and gap <= Z95 * noise
+    return f"; {others} more cannot be told from it" if others else ""
 
 
 def _category(category: str) -> str:
     return f"peak_{category}_bytes"
 
 
-def _rows(group: Group, has: Callable[[Point], bool]) -> tuple[list[Point], str]:
-    """Return the points to draw, best standing first where there are too many, and a note."""
-    found = [point for point in group.ordered if has(point)]
+def _rows(group: Group, found: Sequence[Point]) -> tuple[list[Point], str]:
+    """Return the points to draw and, where there are too many, which of them these are.
+
+    Of many points the front is drawn, evenly thinned if it is long, and the best point with each
+    method that nothing on the front has.
+    """
     if len(found) <= MAX_ROWS:
-        return found, ""
-    return found[:MAX_ROWS], (
-        f"The {MAX_ROWS} points nearest to the front are drawn; the table has all {len(found)}."
+        return list(found), ""
+    front = [point for point in found if group.standing(point).label == "front"]
+    step = max(1.0, len(front) / FEW)
+    rows = [front[int(at * step)] for at in range(min(len(front), FEW))]
+    seen = {method for point in rows for method in _methods(point)}
+    for point in found:
+        if len(rows) < FEW and not _methods(point) <= seen:
+            rows.append(point)
+            seen |= _methods(point)
+    which = "points of the front" if step > 1 else "points: the front"
+    if len(rows) > len(front):
+        which += " and the best with each method that it lacks"
+    return rows, f"Drawn are {len(rows)} of {len(found)} {which}; the table has all."
+
+
+def _methods(point: Point) -> set[tuple[str, str]]:
+    return {(slot, str(fields.get("method"))) for slot, fields in point.settings.items()}
+
+
+def _frame(rows: Sequence[Point], columns: int, *notes: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one named row per point, shared by all columns.
+
+    What all rows have is said once above them, with the other notes.
+    """
+    common, names = told_apart([_row_name(point) for point in rows], least=3)
+    names = [wrapped(name, MAX_NAME) for name in names]
+    width = max(len(line) for name in names for line in name.splitlines() or [""])
+    height = TWO_LINES if any("\n" in name for name in names) else ROW_HEIGHT
+    size = (
+        1.0 + 0.068 * width + (3.4 if columns == 1 else 2.8) * columns,
+        height * len(rows) + 1.5,
     )
-
-
-def _frame(rows: Sequence[Point], columns: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with one named row per point, shared by all columns."""
-    names = [_row_name(point) for point in rows]
-    size = (1.3 + 0.068 * max(map(len, names)) + 3.4 * columns, ROW_HEIGHT * len(rows) + 1.5)
     figure = Figure(figsize=size, layout="constrained")
     panels = list(figure.subplots(1, columns, sharey=True, squeeze=False).flatten())
     panels[0].set_yticks(range(len(rows)), names)
@@ -250,13 +316,14 @@ def _frame(rows: Sequence[Point], columns: int) -> tuple[Figure, list[Axes]]:
         axes.tick_params(axis="y", length=0)
         for at in range(1, len(rows), 2):
             axes.axhspan(at - 0.5, at + 0.5, color=STRIPE, linewidth=0, zorder=0)
+    if said := (*([f"Every row: {common}"] if common else []), *notes):
+        note(figure, *said)
     return figure, panels
 
 
 def _row_name(point: Point) -> str:
     """Return the point's name, and how its repeats ended where not all ended well."""
-    name = drawable(point.name, MAX_NAME)
-    return name if point.status == "ok" else f"{name} ({point.status_text})"
+    return point.name if point.status == "ok" else f"{point.name} ({point.status_text})"
 
 
 def _limit(axes: Axes, group: Group, name: str, factor: float) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from tradebench.report.fronts import Z95, Group
-from tradebench.report.series import Axis, Series, chosen
+from tradebench.report.series import BITS, Axis, Series, ranked
 from tradebench.report.style import (
     COLOURS,
     GREY,
@@ -26,13 +26,19 @@ from tradebench.report.style import (
     intervals,
     note,
     save,
+    told_apart,
     whiskers,
 )
 from tradebench.report.tables import Estimate, Point
-from tradebench.report.units import Scale, count, listed, scale, title
+from tradebench.report.units import clean, count, listed, scale, title
 
 MAX_TASKS = 4
+MAX_SERIES = 6
+MAX_LABEL = 120
+# Of the height of a panel: lines that stay this close are one line to the eye.
+CLOSE = 0.03
 MAX_SAID = 3
+MANY = 3.0
 MIN_GAP = 0.08
 OFF = (0, (2, 2))
 
@@ -60,8 +66,26 @@ class Part:
 
     @cached_property
     def drawn(self) -> tuple[Series, ...]:
-        """The lines that there is room for."""
-        return chosen(self.lines)
+        """The lines that there is room for, and that can be told from each other."""
+        kept: list[Series] = []
+        heights = {metric: self._height(metric) for metric in self.metrics}
+        for line in ranked(self.lines):
+            twin = next((each for each in kept if _coincide(line, each, heights)), None)
+            if twin is None:
+                if len(kept) < MAX_SERIES:
+                    kept.append(line)
+            elif twin.context == line.context:
+                # Methods that make no difference are named together.
+                own = line.name.rpartition(" + ")[2]
+                kept[kept.index(twin)] = replace(twin, name=f"{twin.name}, {own}")
+        return tuple(kept)
+
+    def _height(self, metric: str) -> float:
+        """What the panel of a metric spans: accuracies what varies, all else from 0."""
+        values = [p.value(metric) for line in self.lines for _, p in line.points]
+        known = [value for value in values if value is not None]
+        least = min(known) if metric.startswith("accuracy") else 0.0
+        return max(known) - least
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -131,23 +155,38 @@ def _draw(figure: Figure | SubFigure, part: Part, *notes: str) -> None:
     """Draw the panels of one part."""
     panels = figure.subplots(*part.grid, squeeze=False).flatten()
     for axes, metric in zip(panels, part.metrics, strict=False):
-        _series_panel(axes, part.axis, part.drawn, metric)
+        _series_panel(axes, part, metric)
     for axes in panels[len(part.metrics) :]:
         axes.set_axis_off()
     if notes:
         note(figure, *notes)
-    figure.legend(
-        handles=_key(part.axis, part.drawn),
-        loc="outside lower left",
-        title="The rest of the configuration",
-    ).set_alignment("left")
+    heading, handles = _key(part)
+    figure.legend(handles=handles, loc="outside lower left", title=heading).set_alignment("left")
+
+
+def _coincide(line: Series, other: Series, heights: Mapping[str, float]) -> bool:
+    """Whether a line lies on another one in every panel, wherever it has a point."""
+    beneath = dict(other.points)
+    for x, point in line.points:
+        if x not in beneath:
+            return False
+        for metric, height in heights.items():
+            values = point.value(metric), beneath[x].value(metric)
+            if values[0] is None and values[1] is None:
+                continue
+            if None in values or abs((values[0] or 0) - (values[1] or 0)) > CLOSE * height:
+                return False
+    return True
 
 
 def _message(part: Part) -> str:
-    """Say what the first line of a part does from its first to its last setting, if anything."""
+    """Say what the first line of a part does from one end to the other, if anything."""
+    line = part.drawn[0]
     found = []
     for metric in part.metrics[:MAX_SAID]:
-        ends = [(at, point) for at, point in part.drawn[0].points if metric in point.estimates]
+        ends = [(at, point) for at, point in line.points if metric in point.estimates]
+        if part.axis == BITS:
+            ends.reverse()  # from the weights as they are to what is made of them
         if len(ends) < 2 or not ends[0][1].value(metric):
             return ""
         (start, first), (stop, last) = ends[0], ends[-1]
@@ -155,7 +194,13 @@ def _message(part: Part) -> str:
     if len({each[:2] for each in found}) != 1:
         return ""
     start, stop, _ = found[0]
-    return f"{part.axis.title}, {start:g} to {stop:g}: {listed(said for *_, said in found)}"
+    axis = part.axis.title.partition(" (")[0]
+    changes = listed(said for *_, said in found)
+    own, said = line.name.removeprefix(line.context), line.name
+    if own.startswith(" + "):
+        methods = listed(own.removeprefix(" + ").split(", "))
+        said = f"{line.context} with {methods} {line.axis.slot.replace('_', ' ')}"
+    return f"{axis} from {start:g} to {stop:g} ({clean(said)}): {changes}"
 
 
 def _change(group: Group, first: Point, last: Point, metric: str) -> str:
@@ -163,25 +208,47 @@ def _change(group: Group, first: Point, last: Point, metric: str) -> str:
     before, after = first.estimates[metric].value, last.estimates[metric].value
     noise = math.hypot(group.noise(first, metric), group.noise(last, metric))
     name = title(metric).lower()
+    if before == after:
+        return f"{name} the same"
     if abs(after - before) <= Z95 * noise:
         return f"{name} the same within its noise"
     if metric.startswith("accuracy"):
-        return f"{name} {100 * (after - before):+.1f} points"
-    return f"{name} {100 * (after / before - 1):+.0f} %"
+        word = "higher" if after > before else "lower"
+        return f"{name} {100 * abs(after - before):.1f} points {word}"
+    ratio = after / before
+    if ratio >= MANY:
+        return f"{name} {ratio:.1f} times as much"
+    share = 100 * abs(ratio - 1)
+    return f"{name} {share:.{0 if share >= 1 else 2}f} % {'more' if ratio > 1 else 'less'}"
 
 
-def _key(axis: Axis, drawn: Sequence[Series]) -> list[Line2D]:
+def _key(part: Part) -> tuple[str, list[Line2D]]:
+    """Name each line by what it alone has; what all have stands in the heading."""
+    drawn = part.drawn
+    common, own = told_apart([line.name for line in drawn])
+    heading = "The rest of the configuration"
+    if common:
+        heading += f"; of every line: {drawable(common, MAX_LABEL)}"
     handles = [
-        Line2D([], [], color=COLOURS[at], marker=SHAPES[at], label=drawable(line.name, 70))
-        for at, line in enumerate(drawn)
+        Line2D(
+            [],
+            [],
+            color=COLOURS[at],
+            marker=SHAPES[at],
+            label=drawable(name, MAX_LABEL),
+        )
+        for at, name in enumerate(own)
     ]
     if any(line.reference is not None for line in drawn):
-        off = f"the same with {axis.slot} off; shaded: its bar"
-        handles.append(Line2D([], [], color=GREY, linestyle=OFF, label=drawable(off, 70)))
-    return handles
+        off = f"the same with {part.axis.slot} off"
+        if part.group.kind == "measured":
+            off += "; shaded: its bar"
+        handles.append(Line2D([], [], color=GREY, linestyle=OFF, label=drawable(off, MAX_LABEL)))
+    return heading, handles
 
 
-def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) -> None:
+def _series_panel(axes: Axes, part: Part, metric: str) -> None:
+    axis, lines = part.axis, part.drawn
     found: list[Estimate] = [
         point.estimates[metric]
         for line in lines
@@ -212,13 +279,22 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
             axes.update_datalim([(x, bound / unit.factor) for bound in bounds])
             whiskers(axes, x, each, unit, COLOURS[at], upright=True, transform=beside)
         if line.reference is not None and metric in line.reference.estimates:
-            _reference(axes, line.reference.estimates[metric], unit, COLOURS[at])
+            estimate = line.reference.estimates[metric]
+            axes.axhline(
+                estimate.value / unit.factor, color=COLOURS[at], linewidth=1.1, linestyle=OFF
+            )
+            reach = estimate.interval or estimate.spread
+            # What is not known about a device moves points and references alike.
+            if reach and part.group.kind == "measured":
+                low, high = (bound / unit.factor for bound in reach)
+                axes.axhspan(low, high, color=COLOURS[at], alpha=0.08, linewidth=0)
     if axis.log:
         axes.set_xscale("log", base=2)
+    axes.margins(x=0.1)
     axes.autoscale_view()
     axes.xaxis.set_major_locator(FixedLocator(_ticks(lines, axis.log)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, part)))
     axes.set_xlabel(drawable(axis.title))
     axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
     if not metric.startswith("accuracy"):
@@ -226,12 +302,18 @@ def _series_panel(axes: Axes, axis: Axis, lines: Sequence[Series], metric: str) 
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
-def _reference(axes: Axes, estimate: Estimate, unit: Scale, colour: str) -> None:
-    """Draw the value without the slot across the panel, shaded where other points have a bar."""
-    axes.axhline(estimate.value / unit.factor, color=colour, linewidth=1.1, linestyle=OFF)
-    if bounds := estimate.interval or estimate.spread:
-        low, high = (bound / unit.factor for bound in bounds)
-        axes.axhspan(low, high, color=colour, alpha=0.08, linewidth=0)
+def _tick(value: float, part: Part) -> str:
+    """Name a place on the axis; on that of bits also the method, where there is only one."""
+    if part.axis != BITS:
+        return f"{value:g}"
+    methods = {
+        str(point.settings.get("quantization", point.settings.get("precision", {})).get("method"))
+        for line in part.drawn
+        for x, point in line.points
+        if x == value
+    }
+    (method, *more) = methods or {"None"}
+    return f"{value:g}" if more or method == "None" else f"{value:g}\n{drawable(method, 10)}"
 
 
 def _ticks(lines: Sequence[Series], log: bool) -> list[float]:
@@ -251,6 +333,14 @@ def _series_caption(part: Part, several: bool) -> str:
     values = (p.estimates[each] for p in shown for each in part.metrics if each in p.estimates)
     sentences = [f"{_sentence(part.group.title)}:"] if several else []
     sentences += ["The points of a line differ in this setting only.", intervals(values)]
+    if part.axis.slot == "sharding":
+        sentences.append("Memory is that of each device.")
     if len(part.lines) > len(part.drawn):
-        sentences.append(f"The {len(part.drawn)} longest of {len(part.lines)} lines are drawn.")
+        sentences.append(
+            f"Of {len(part.lines)} lines the {len(part.drawn)} drawn are the longest that can be "
+            "told apart; the others lie on them."
+            if len(part.drawn) < MAX_SERIES
+            else f"Of {len(part.lines)} lines the first {len(part.drawn)} that can be told apart "
+            "are drawn: the longest and plainest."
+        )
     return " ".join(each for each in (*sentences, *part.notes) if each)

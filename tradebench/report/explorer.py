@@ -16,6 +16,7 @@ from tradebench.report.choices import Choice, choices, crossed
 from tradebench.report.content import Column, standing
 from tradebench.report.fronts import Z95, Group
 from tradebench.report.scatter import encoding
+from tradebench.report.series import bits
 from tradebench.report.tables import Point
 from tradebench.report.units import scale, show
 from tradebench.result import CATEGORIES
@@ -110,6 +111,7 @@ def _point(
         "at": [choice.places.get(point.trial) for choice in varied],
         "gpus": point.devices,
         "needs": needs(group, point),
+        "left": left(point),
         "cost": _ends(group, point, "device_seconds_per_token", MILLION_IN_HOURS),
         "step": step(point),
         "values": [_ends(group, point, column.name, column.scale.factor) for column in shown],
@@ -123,7 +125,7 @@ def _ends(group: Group, point: Point, name: str, unit: float) -> list[float] | N
     if estimate is None or not math.isfinite(estimate.value):
         return None
     if estimate.predicted:
-        ends = estimate.interval or ()
+        ends: tuple[float, ...] = estimate.interval or ()
     else:
         error = Z95 * group.error(point, name)
         ends = (estimate.value - error, estimate.value + error) if error else ()
@@ -135,6 +137,16 @@ def _ends(group: Group, point: Point, name: str, unit: float) -> list[float] | N
 def _short(value: float) -> float:
     """Return the value in as many digits as can be told apart on a page."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def left(point: Point) -> list[float]:
+    """Return what a model keeps: all its weights or not, bits of each, rank of an adapter."""
+    settings = point.settings
+    whole = not {"pruning", "low_rank"} & settings.keys()
+    quantized = settings.get("quantization", {})
+    # Scales that are quantized themselves say less than whole ones.
+    width = (bits(point) or 0) - bool(quantized.get("double")) / 2
+    return [float(whole), width, float(settings.get("adapters", {}).get("rank") or 0)]
 
 
 def needs(group: Group, point: Point) -> list[float] | None:

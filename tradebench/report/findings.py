@@ -20,11 +20,11 @@ MAX_PAIRS = 8
 
 def findings(group: Group) -> list[str]:
     """Return the group's findings, the plainest first."""
-    sentences = [_coverage(group), _training(group), _front(group), _cover(group)]
-    sentences += [_alike(group), _smallest(group)]
+    sentences = [_coverage(group), _training(group), _front(group), _smallest(group)]
     goals = [each.name for each in group.objectives if each.name.startswith("accuracy.")]
     goals = goals or [f"accuracy.{task}" for task in group.tasks[:1]] or ["step_seconds"]
     sentences += [_best(group, goal) for goal in goals]
+    sentences += [_alike(group), _cover(group)]
     if group.absent:
         names = listed(title(name).lower() for name in group.absent)
         sentences.append(f"No point of this run has a value for {names}.")

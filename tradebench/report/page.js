@@ -4,6 +4,7 @@
 const GIB_OF_LARGEST_CARD = 256;
 const NARROW = 560; // pixels, in which legends no longer stand beside each other
 const FINE = 1000; // of a step's length and of its highest memory, the steps that `explorer.py` counts in
+const HAIR = 0.05;
 const MOODS = {fits: "good", tight: "unsure", no: "bad"};
 const WORDS = {fits: "fits", tight: "is tight on", no: "does not fit"};
 const MANY = 60; // beyond this the intervals of points that nobody wants hide those of the front
@@ -129,7 +130,15 @@ async function explore(root) {
   // A machine is paid for whole, so what ends first on it is what costs least.
   const rank = (point) => (accuracy >= 0 && point.values[accuracy] ? -point.values[accuracy][0]
     : point.cost ? point.cost[0] / point.gpus : Infinity);
-
+  // Of predictions that take the same time, the one that leaves more of the model: nobody knows which
+  // of them becomes the better one, and a hair is no reason for fewer bits or a smaller rank.
+  function settle(ranked) {
+    if (accuracy >= 0 || data.kind !== "predicted" || !ranked.length) return ranked;
+    const near = ranked.filter((each) => rank(each) <= rank(ranked[0]) * (1 + HAIR));
+    const left = (each) => each.left[0] * 1e6 + each.left[1] * 1e4 + each.left[2];
+    const best = near.reduce((one, other) => (left(other) > left(one) ? other : one));
+    return [best, ...ranked.filter((each) => each !== best)];
+  }
   const place = () => {
     const mark = marks.find((each) => Math.abs(Number(each.dataset.gib) - limit()) < 0.01);
     const each = mark ? mark.textContent : size(limit());
@@ -143,11 +152,12 @@ async function explore(root) {
       return `Choose how many GPUs you have and their size. Without a limit, ${fitting.length} points have a prediction.`;
     }
     const where = unlimited() ? "With any memory" : `On ${place()}`;
-    const goal = accuracy >= 0 ? "The most accurate" : "The fastest to train on it";
+    const goal = accuracy >= 0 ? "The most accurate"
+      : "The fastest to train on it, or within 5 % of that and with more bits or a larger rank";
     const degrees = [...new Set(points.filter((each) => each.needs).map((each) => each.gpus))].sort((a, b) => a - b);
     const untried = degrees.includes(Number(chosen.gpus.value)) || unlimited() ? ""
       : ` This run has points for ${degrees.join(", ")} devices only, and others are not known.`;
-    const [best, ...rest] = fitting.sort((a, b) => rank(a) - rank(b)).slice(0, 3);
+    const [best, ...rest] = settle(fitting.sort((a, b) => rank(a) - rank(b))).slice(0, 3);
     if (!best) return `${where} no point of this run fits${tight ? `; ${tight} may, just` : ""}.${untried}`;
     const scored = accuracy >= 0 ? `; ${columns[accuracy].head}: ${shown(best, accuracy)}` : "";
     return `${where}, ${fitting.length} ${fitting.length === 1 ? "point fits" : "points fit"}`
@@ -357,7 +367,10 @@ async function explore(root) {
     update();
     drawScatter();
   });
-  for (const [number, row] of rows) {
+  const answers = document.querySelectorAll(`[data-of="${root.dataset.group}"] tr[data-number]`);
+  for (const row of [...rows.values(), ...answers]) {
+    const number = Number(row.dataset.number);
+    row.tabIndex = 0;
     row.addEventListener("focus", () => scatter?.signal("focus", number).runAsync());
     row.addEventListener("click", () => getSelection().isCollapsed && open(byNumber.get(number)));
     row.addEventListener("keydown", (event) => {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from tradebench.report.changes import Change
 from tradebench.report.fronts import Group
-from tradebench.report.ladder import Ladder, Rung
+from tradebench.report.ladder import Ladder, Rise, Rung
 from tradebench.report.style import (
     BLACK,
     BLUE,
@@ -27,20 +30,38 @@ from tradebench.report.units import count
 
 ROW_HEIGHT = 0.36
 MAX_NAME = 52
+MAX_COLUMNS = 3
+MEANINGS = {
+    BLUE: "better than the row before",
+    VERMILLION: "worse",
+    SKY: "not to be told apart, or row 0",
+    GREY: "not compared",
+}
 
 
 def ladder_figure(group: Group, ladder: Ladder, name: str, out: Folder) -> Picture:
     """Draw a panel per measurement with a bar per row, row 0 at the top."""
     names = [_row_name(rung) for rung in ladder.rungs]
-    columns = len(ladder.columns)
+    columns = min(len(ladder.columns), MAX_COLUMNS)
+    rows = math.ceil(len(ladder.columns) / columns)
     with drawing(name):
-        size = (1.0 + 0.068 * max(map(len, names)) + 3.1 * columns, ROW_HEIGHT * len(names) + 1.4)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, columns, sharey=True, squeeze=False).flatten()
+        width = 1.0 + 0.068 * max(map(len, names)) + 3.1 * columns
+        figure = Figure(
+            figsize=(width, (ROW_HEIGHT * len(names) + 1.0) * rows + 0.7), layout="constrained"
+        )
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.4, -0.6)
         for at, axes in enumerate(panels):
-            _panel(axes, ladder, at)
+            if at < len(ladder.columns):
+                _panel(axes, ladder, at)
+            else:
+                axes.set_axis_off()
+        figure.legend(
+            handles=[Patch(color=colour, label=words) for colour, words in MEANINGS.items()],
+            loc="outside lower center",
+            ncols=len(MEANINGS),
+        )
         accuracies = any(column.name.startswith("accuracy") for column in ladder.columns)
         if accuracies:
             note(figure, *group.accuracy_notes)
@@ -51,8 +72,7 @@ def ladder_figure(group: Group, ladder: Ladder, name: str, out: Folder) -> Pictu
             if column.name in rung.row.point.estimates
         )
         caption = (
-            "The ladder: beside each bar its change against the row before. Blue: better; orange: "
-            "worse; pale: not to be told apart, or row 0; grey: not compared. "
+            "The ladder: beside each bar its change against the row before; row 0 has its value. "
             f"{ladder.note} {intervals(values)} "
             f"{' '.join(group.accuracy_notes) if accuracies else ''}"
         )
@@ -101,7 +121,7 @@ def _panel(axes: Axes, ladder: Ladder, at: int) -> None:
         whiskers(axes, place, estimate, column.scale, BLACK, upright=False)
         end = max((estimate.value, *(estimate.interval or ()), *(estimate.spread or ())))
         axes.annotate(
-            rise.before.text if rise.before is not None else rise.cell.text,
+            _said(rise, column.scale.unit),
             (end / column.scale.factor, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -113,6 +133,13 @@ def _panel(axes: Axes, ladder: Ladder, at: int) -> None:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(drawable(column.head, 44))
+
+
+def _said(rise: Rise, unit: str) -> str:
+    """Return the change with a true minus, and of what has none the value."""
+    if rise.before is not None:
+        return rise.before.text.replace("-", "\N{MINUS SIGN}")
+    return f"{rise.cell.text} {unit}".strip()
 
 
 def _colour(change: Change | None, better: str) -> str:

@@ -21,7 +21,7 @@ from tradebench.trial import BUDGET, SHAPE, SPLIT, sequences
 # from fp32, so they start series of their own.
 PRECISION_BITS: Mapping[str | None, float] = {None: 32, "fp32": 32, "bf16": 16}
 QUANTIZATION_BITS: Mapping[str, float] = {"int8": 8, "nf4": 4, "fp4": 4, "fp8": 8}
-MAX_SERIES = 6
+ALONE = "no other technique"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +56,16 @@ AXES = (
 class Series:
     """Points along one axis, by rising setting; `name` is what they have in common.
 
-    `reference` is the point whose slot is off, where that is no value of the setting: training all
-    weights is no adapter rank, and belongs beside the curve.
+    `context` is that name without what tells the line from others of the same name, such as the
+    method of its own slot. `reference` is the point whose slot is off, where that is no value of
+    the setting: training all weights is no adapter rank, and belongs beside the curve.
     """
 
     axis: Axis
     name: str
     points: tuple[tuple[float, Point], ...]
     reference: Point | None = None
+    context: str = ""
 
 
 def series(group: Group) -> dict[Axis, tuple[Series, ...]]:
@@ -74,12 +76,21 @@ def series(group: Group) -> dict[Axis, tuple[Series, ...]]:
     return {axis: _told_apart(lines) for axis, lines in found.items() if lines}
 
 
-def chosen(lines: Sequence[Series]) -> tuple[Series, ...]:
-    """Return the series to draw: those with the most points, the plainest contexts first."""
-    ranked = sorted(
+def ranked(lines: Sequence[Series]) -> list[Series]:
+    """Return the series, those to draw first at the front.
+
+    The longest of the plainest context leads, then come its methods in the same context, then the
+    first of every other context.
+    """
+    rest = sorted(
         lines, key=lambda line: (-len(line.points), min(len(p.settings) for _, p in line.points))
     )
-    return tuple(ranked[:MAX_SERIES])
+    if not rest:
+        return []
+    first = [line for line in rest if line.context == rest[0].context]
+    heads = {line.context: line for line in reversed(rest)}
+    others = [line for line in rest if line not in first]
+    return [*first, *sorted(others, key=lambda line: heads[line.context] is not line)]
 
 
 def bits(point: Point) -> float | None:
@@ -189,25 +200,29 @@ def _bits(found: Iterable[Point]) -> list[Series]:
 
 
 def _lanes(packed: Sequence[Point]) -> list[list[Point]]:
-    """Split quantized points so that each lane has one precision and one point per width."""
-    lanes: list[list[Point]] = []
+    """Split quantized points: a lane has one precision, one family and one point per width."""
+    lanes: dict[tuple[str | None, str], list[list[Point]]] = {}
     for point in packed:
         if bits(point) is None:
             continue
+        family = lanes.setdefault((_method(point, "precision"), _family(point)), [])
         lane = next(
-            (
-                lane
-                for lane in lanes
-                if _method(lane[0], "precision") == _method(point, "precision")
-                and bits(point) not in {bits(other) for other in lane}
-            ),
-            None,
+            (each for each in family if bits(point) not in {bits(other) for other in each}), None
         )
         if lane is None:
-            lanes.append([point])
+            family.append([point])
         else:
             lane.append(point)
-    return lanes
+    return [lane for family in lanes.values() for lane in family]
+
+
+def _family(point: Point) -> str:
+    """Return which quantized points one line may join: one method, where it is told its bits.
+
+    Methods that have one width only are a family: int8 is what lies between bf16 and nf4.
+    """
+    fields = dict(point.settings["quantization"])
+    return canonical_json(fields) if fields.pop("bits", None) else ""
 
 
 def _with_dense(lane: list[Point], dense: Sequence[Point]) -> list[Point]:
@@ -238,29 +253,54 @@ def _shared(members: Iterable[tuple[float, Point]]) -> str:
     """Return the parts of the labels that all members have."""
     labels = [clean(point.results[0].label).split(" + ") for _, point in members]
     common = [part for part in labels[0] if all(part in other for other in labels[1:])]
-    return " + ".join(common) or "no other technique"
+    return " + ".join(common) or ALONE
 
 
 def _told_apart(lines: Sequence[Series]) -> tuple[Series, ...]:
-    """Name what tells series apart where their names alone do not."""
+    """Name what tells series apart where their names alone do not: methods, else any setting."""
     by_name: dict[str, list[Series]] = {}
     for line in lines:
         by_name.setdefault(line.name, []).append(line)
     named = []
     for line in lines:
         twins = by_name[line.name]
+        name = line.name
         if len(twins) > 1:
-            last = {id(twin): _telling(twin).results[0] for twin in twins}
-            own = f"{line.axis.slot}.{line.axis.field}="
-            knobs = [
-                knob
-                for knob in differing(last[id(line)], list(last.values()))
-                if not knob.startswith(own)
-            ]
-            name = f"{line.name} ({', '.join(knobs) or line.points[0][1].trial})"
-            line = replace(line, name=name)
-        named.append(line)
+            name = _with_methods(line, twins)
+            if sum(_with_methods(twin, twins) == name for twin in twins) > 1:
+                last = [_telling(twin).results[0] for twin in twins]
+                knobs = differing(_telling(line).results[0], last)
+                own = f"{line.axis.slot}.{line.axis.field}="
+                knobs = [knob for knob in knobs if not knob.startswith(own)]
+                name = f"{line.name} ({', '.join(knobs) or line.points[0][1].trial})"
+        named.append(replace(line, name=name, context=line.name))
     return tuple(named)
+
+
+def _with_methods(line: Series, twins: Sequence[Series]) -> str:
+    """Return the name with the methods of the line's own slot: `bf16 + nf4 double, int8`."""
+    every = [fields for twin in twins for fields in _own_settings(twin)]
+    words = []
+    for fields in _own_settings(line):
+        same = [other for other in every if other.get("method") == fields.get("method")]
+        knobs = [
+            key if value is True else f"{key} {clean(str(value))}"
+            for key, value in fields.items()
+            if value is not False and len({canonical_json({key: o.get(key)}) for o in same}) > 1
+        ]
+        words.append(" ".join([clean(str(fields.get("method", line.axis.slot))), *knobs]))
+    said = ", ".join(dict.fromkeys(words))
+    return said if line.name == ALONE else f"{line.name} + {said}" if said else line.name
+
+
+def _own_settings(line: Series) -> list[dict[str, Any]]:
+    """Return the settings of the slot that the line follows, but for what it follows."""
+    slot, field = line.axis.slot, line.axis.field
+    return [
+        {key: value for key, value in point.settings[slot].items() if key != field}
+        for _, point in line.points
+        if slot in point.settings
+    ]
 
 
 def _telling(line: Series) -> Point:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -215,6 +216,28 @@ def intervals(estimates: Iterable[Estimate]) -> str:
     if any(each.interval and not each.predicted for each in drawn):
         parts.append("Thin bar: 95 % interval within one run, from its steps or test items.")
     return " ".join(parts)
+
+
+def wrapped(text: str, width: int, lines: int = 2) -> str:
+    """Return the text on at most so many lines, broken between techniques where it can be."""
+    parts = drawable(text, width * lines).split(" + ")
+    # Only the space before a plus is one to break at.
+    whole = " +\N{NO-BREAK SPACE}".join(each.replace(" ", "\N{NO-BREAK SPACE}") for each in parts)
+    rows = textwrap.wrap(whole, width, break_on_hyphens=False, max_lines=lines, placeholder="…")
+    return "\n".join(rows).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def told_apart(names: Sequence[str], least: int = 2) -> tuple[str, list[str]]:
+    """Return the techniques that all names have, and what each has beside them.
+
+    Of fewer than `least` names all stay as they are.
+    """
+    parts = [name.split(" + ") for name in names]
+    common = [each for each in parts[0] if all(each in other for other in parts)] if parts else []
+    if len(names) < least or not common:
+        return "", list(names)
+    own = [" + ".join(each for each in name if each not in common) for name in parts]
+    return " + ".join(common), [name or "nothing else" for name in own]
 
 
 def drawable(text: str, length: int = MAX_NAME) -> str:
