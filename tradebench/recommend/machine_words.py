@@ -198,7 +198,11 @@ def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
     if roomy is not None:
         need = asked.need(roomy.candidate)
         left = amount(need.name, found.machine.least - need.high, need.unit)
-        told.append(f"With {left} left: {_called(asked, roomy)}, {_cost(asked, run, roomy)}.")
+        named = _called(asked, roomy)
+        if named in told[0]:
+            told[0] += f" It leaves {left}."
+        else:
+            told.append(f"With {left} left: {named}, {_cost(asked, run, roomy)}.")
     if found.taken is not None:
         told.append(
             f"{_called(asked, found.taken)} would do {_cost(asked, run, found.taken)}, but takes "
