@@ -325,13 +325,17 @@ def test_nothing_is_advised_where_nothing_fits() -> None:
         (" 1.5b ", 1_500_000_000),
         ("0.25k", 250),
         ("3 T", 3 * 10**12),
+        ("1e8", 10**8),
+        ("2.5E6", 2_500_000),
     ],
 )
 def test_tokens_are_counted_as_people_write_them(text: str, tokens: int) -> None:
     assert parse_count(text) == tokens
 
 
-@pytest.mark.parametrize("text", ["", "M", "0", "0.0B", "-5M", "1e6", "5 million", "1.B", "50MB"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "0", "0.0B", "-5M", "1e6M", "1e", "1e-3", "5 million", "1.B", "50MB"]
+)
 def test_anything_else_is_no_number_of_tokens(text: str) -> None:
     with pytest.raises(ValueError, match=r"write 50M, 1\.5B or 20000") as told:
         parse_count(text)

@@ -417,6 +417,47 @@ def test_markdown_shows_hostile_names_as_they_are(out: Path) -> None:
     assert "(pareto.png)" in text
 
 
+def assert_renders(text: str) -> None:
+    """Every row of a table has as many cells as its head, and a line of dashes is below that."""
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert tables
+    for table in tables:
+        rows = table.splitlines()
+        assert re.fullmatch(r"\|(?: -{3}:? \|)+", rows[1])
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_markdown_renders_and_links_to_what_was_written(out: Path) -> None:
+    text = (out / "report.md").read_text(encoding="utf-8")
+
+    assert_renders(text)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    assert all(link.startswith("https://") or (out / link).is_file() for link in links)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [300, 1100])
+def test_markdown_of_many_points_is_short_enough_and_renders(number: int) -> None:
+    """With names, reasons and verdicts as long as they come."""
+    every = run_of(
+        tuple(
+            result(
+                settings_of(rank=rank),
+                label=f"{HOSTILE} {rank}",
+                status="ok" if rank % 3 else "oom",
+                reason=None if rank % 3 else f"asked for {rank} MiB " + "and more " * 60,
+            )
+            for rank in range(1, number + 1)
+        )
+    )
+    text = markdown.text(every, [_undrawn(every)])
+
+    assert len(text) < markdown.MAX_CHARACTERS
+    assert_renders(text)
+    assert "## How to run it again" in text
+
+
 def test_long_lists_of_reasons_lose_their_ends() -> None:
     many = tuple(
         result(settings_of(rank=rank), status="oom", reason=f"asked for {rank} MiB")
@@ -576,7 +617,7 @@ def test_kinds_of_evidence_are_kept_apart(tmp_path: Path) -> None:
     assert tmp_path / "memory-predicted-1.svg" in paths
     assert "measured and predicted numbers" in seen.text
     assert "Predicted and measured" in seen.text
-    assert "Peak tensor memory of 2 points: median error 0.00%, largest +0.00%" in seen.text
+    assert "Peak tensor memory of 2 points: median error 0.00%, largest 0.00%" in seen.text
 
 
 def test_what_was_rehearsed_beside_its_measurement_is_a_table_of_errors(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tradebench.report import (
     series,
     style,
     tables,
+    terminal,
     units,
 )
 from tradebench.result import (
@@ -614,12 +615,52 @@ def test_findings_name_the_best_within_the_limits_and_its_smaller_twins() -> Non
     assert "the front reaches: 40.3 % (" in covered
     assert told == [
         "3 points, measured on the reference model: 3 ok.",
-        "The Pareto front over peak tensor memory and accuracy on qa has 2 points, and the noise "
-        "of the measurements does not rule out 1 more.",
+        "The Pareto front over peak tensor memory and accuracy on qa has 2 points (1 of them "
+        "within the limits), and the noise of the measurements does not rule out 1 more (all of "
+        "them within the limits).",
         "Smallest peak tensor memory: lora r4 with 100 MiB, 75 % less than fp32.",
         "Best accuracy on qa within peak tensor memory ≤ 300 MiB: bf16 (61.0 ± 5.0 %, 200 MiB). "
         "Smaller and not distinguishable from it: lora r4 (60.0 ± 5.0 %, 100 MiB).",
     ]
+
+
+def test_a_front_says_how_many_of_its_points_fit_on_the_device() -> None:
+    """Of a plan what the device has is a limit of its own, and the verdict speaks for it."""
+    verdicts: tuple[Verdict, ...] = ("does not fit", "tight", "fits", "fits")
+
+    def planned(**limits: float) -> fronts.Group:
+        return group_of(
+            *(
+                result(
+                    lora(rank),
+                    numbers(memory=2**30 * rank, step=9.0 - rank)
+                    | {"peak_process_bytes": Measurement(value=2**30 * rank, unit="B")},
+                    kind="predicted",
+                ).model_copy(
+                    update={
+                        "fit": Fit(
+                            device="h100-80gb",
+                            verdict=verdict,
+                            needed=(2**30, 2**30),
+                            capacity=(2**30, 2**30),
+                            phase="train",
+                        )
+                    }
+                )
+                for rank, verdict in zip((4, 3, 2, 1), verdicts, strict=True)
+            ),
+            objectives=["peak_tensor_bytes", "step_seconds"],
+            limits=limits,
+        )
+
+    names = "over peak tensor memory and step time"
+    told = "4 points (2 of them fit on h100-80gb, 1 tightly)."
+    group = planned(peak_process_bytes=2**31)
+    assert f"The Pareto front {names} has {told}" in findings.findings(group)
+    assert terminal.summary(group) == f"Front {names}: {told}"
+    assert terminal.summary(planned(step_seconds=7.0)) == (
+        f"Front {names}: 4 points (1 of them fits on h100-80gb within the limits, 1 tightly)."
+    )
 
 
 def test_findings_say_when_no_point_meets_the_limits() -> None:
@@ -636,7 +677,7 @@ def test_without_accuracy_the_fastest_is_named() -> None:
         result(BF16, numbers(memory=2**29, step=1.0)),
     )
 
-    assert findings.findings(group)[-1] == "Fastest step: bf16 (1.00 s, 512 MiB)."
+    assert "Fastest step: bf16 (1.00 s, 512 MiB)." in findings.findings(group)
 
 
 def test_predictions_are_shown_with_their_error() -> None:

@@ -36,12 +36,14 @@ class Price:
 
 
 def parse_count(text: str) -> int:
-    """A number of tokens from `50M`, `1.5B` or `20000`.
+    """A number of tokens from `50M`, `1.5B`, `1e8` or `20000`.
 
     Raises:
         ValueError: a sentence that says what a count looks like.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kmbt]?)", text.strip().lower())
+    # An exponent or a letter, and not both.
+    number = r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]{1,2}(?! ?[kmbt]))?) ?([kmbt]?)"
+    match = re.fullmatch(number, text.strip().lower())
     if match is None or float(match[1]) == 0:
         raise ValueError(f"{text!r} is not a number of tokens; write 50M, 1.5B or 20000")
     return round(float(match[1]) * COUNTS[match[2]])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tradebench.report.fronts import MARKS, Z95, Group, Label
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
 from tradebench.report.units import Scale, clean, count, listed, scale, show, title
-from tradebench.result import Environment, Kind, Status, canonical_json
+from tradebench.result import Environment, Kind, Phase, Status, canonical_json
 from tradebench.suite.source import paragraphs
 from tradebench.trial import SHAPE
 
@@ -23,6 +23,13 @@ FED = ("tokens_per_step", "padding_share")
 MAX_COLUMNS = 12
 MAX_HEADLINES = 5
 MAX_ALIKE = 3
+DOING: Mapping[Phase, str] = {
+    "load": "loading",
+    "compress": "compressing",
+    "evaluate_before": "evaluating",
+    "train": "training",
+    "evaluate_after": "evaluating",
+}
 KIND_NOTES = {
     "measured": "Every number here was measured on the hardware named under Environment.",
     "predicted": "Every number here is a prediction; nothing was run on the hardware it is for.",
@@ -74,6 +81,14 @@ class Row:
     standing: str
     repeats: int
     cells: tuple[Cell, ...]
+    worst_phase: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """The status, and the phase that does not fit: a table shows the numbers of training."""
+        return (
+            f"{self.status_text} while {self.worst_phase}" if self.worst_phase else self.status_text
+        )
 
 
 def columns(group: Group) -> tuple[Column, ...]:
@@ -133,7 +148,15 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         standing=standing(group, point),
         repeats=len(point.results),
         cells=tuple(cell(group, point, column) for column in shown),
+        worst_phase=_worst_phase(point),
     )
+
+
+def _worst_phase(point: Point) -> str:
+    fit = point.fit
+    if fit is None or fit.verdict == "fits" or fit.phase == "train":
+        return ""
+    return DOING[fit.phase]
 
 
 def _mood(point: Point) -> Mood:

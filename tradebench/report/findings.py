@@ -50,11 +50,19 @@ def _front(group: Group) -> str:
     if len(group.objectives) < 2:
         return ""
     names = listed(title(each.name).lower() for each in group.objectives)
-    sure, possible = len(group.labelled("front")), len(group.labelled("possible"))
-    text = f"The Pareto front over {names} has {count(sure, 'point')}"
+    sure, possible = group.labelled("front"), group.labelled("possible")
+    text = f"The Pareto front over {names} has {count(len(sure), 'point')}{_within(group, sure)}"
     if possible:
-        text += f", and the noise of the measurements does not rule out {possible} more"
+        text += (
+            f", and the noise of the measurements does not rule out {len(possible)} more"
+            f"{_within(group, possible)}"
+        )
     return f"{text}."
+
+
+def _within(group: Group, found: Sequence[Point]) -> str:
+    told = group.within(found)
+    return f" ({told})" if told else ""
 
 
 def _cover(group: Group) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ Label = Literal["front", "possible", "dominated", "incomplete"]
 SURE, RULED_OUT = 0.9, 0.1
 MARKS: Mapping[Label, str] = {"front": "●", "possible": "◐", "dominated": "○", "incomplete": "·"}
 Z95 = 1.959964
+DEVICE_LIMIT = "peak_process_bytes"  # by which a plan keeps what its device has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,27 @@ class Group:
     def meets_limits(self, point: Point) -> bool:
         """Whether the point has every limited quantity and each keeps its bound in every phase."""
         return all(_meets(point, limit) for limit in self.limits)
+
+    def within(self, found: Sequence[Point]) -> str:
+        """Return how many of these points can be used: `9 of them within the limits`.
+
+        That is whether they keep the suite's limits and, if predicted, fit on the device; empty
+        where there is neither limit nor device.
+        """
+        device = next((point.fit.device for point in self.points if point.fit is not None), None)
+        # What a device has is its own limit, and its verdict says more than that.
+        asked = [each for each in self.limits if device is None or each.name != DEVICE_LIMIT]
+        if not found or (device is None and not asked):
+            return ""
+        kept = [point for point in found if all(_meets(point, limit) for limit in asked)]
+        verdicts = Counter(point.fit.verdict for point in kept if point.fit is not None)
+        number = len(kept) if device is None else verdicts["fits"]
+        share = "all" if number == len(found) else str(number or "none")
+        if device is None:
+            return f"{share} of them within the limits"
+        verb = "fits" if number == 1 < len(found) else "fit"
+        text = f"{share} of them {verb} on {device}{' within the limits' if asked else ''}"
+        return f"{text}, {verdicts['tight']} tightly" if verdicts["tight"] else text
 
 
 def groups(run: Run) -> tuple[Group, ...]:

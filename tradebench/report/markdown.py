@@ -146,7 +146,7 @@ def _table(columns: Sequence[content.Column], rows: Iterable[content.Row]) -> st
     for row in rows:
         cells = (f"{cell.text} {cell.margin}".strip() for cell in row.cells)
         name = escape(shorten(row.name, MAX_NAME))
-        lines.append(_line([str(row.number), row.mark, name, row.status_text, *cells]))
+        lines.append(_line([str(row.number), row.mark, name, row.outcome, *cells]))
     return "\n".join(lines)
 
 

@@ -24,8 +24,9 @@ class PredictionError:
 
     @property
     def error_text(self) -> str:
-        """The error in percent."""
-        return f"{self.error:+.2%}"
+        """The error in percent; one that rounds to nothing has no sign."""
+        text = f"{self.error:+.2%}"
+        return text if text.strip("+-0.%") else text[1:]
 
 
 def prediction_errors(groups: Sequence[Group]) -> list[PredictionError]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tradebench.report.answers import Adviser
     from tradebench.store import Run
 
-MAX_NAME = 60
+MAX_NAME = 120
 MAX_ROWS = 40
 MIN_NAME = 20
 ROOMY = 120
@@ -56,8 +56,12 @@ def summary(group: Group) -> str:
         return "No point has a value for any objective, so there is no front."
     names = listed(title(each.name).lower() for each in group.objectives)
     sure, possible = group.labelled("front"), group.labelled("possible")
-    text = f"Front over {names}: {count(len(sure), 'point')}"
-    return f"{text}, {len(possible)} more possible." if possible else f"{text}."
+    found = [(count(len(sure), "point"), sure), (f"{len(possible)} more possible", possible)]
+    told = (
+        f"{words} ({within})" if (within := group.within(points)) else words
+        for words, points in (found if possible else found[:1])
+    )
+    return f"Front over {names}: {', '.join(told)}."
 
 
 def _table(group: Group, width: int | None) -> Table:
@@ -95,7 +99,7 @@ def _table(group: Group, width: int | None) -> Table:
 
 
 def _status(row: Row) -> Text:
-    return Text(row.status_text, style=STATUS_STYLES.get(row.status, "yellow"))
+    return Text(row.outcome, style=STATUS_STYLES.get(row.status, "yellow"))
 
 
 def _number(column: Column, cell: Cell, between: str) -> Text:
