@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from tradebench.report import inlining, page, style
@@ -87,6 +90,36 @@ def test_every_text_and_mark_can_be_seen(theme: str) -> None:
         assert min(contrast(colours[role], ground) for ground in grounds) >= 4.5, role
     for role in style.MARKS:
         assert min(contrast(colours[role], ground) for ground in grounds) >= 3.0, role
+
+
+# What eyes without one of three kinds of cones see (Machado, Oliveira and Fernandes 2009).
+EYES: Mapping[str, list[list[float]]] = {
+    "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no long": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "no middle": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+}
+# From linear sRGB to the perceptual colour space OKLab (Ottosson 2020).
+CONES = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+LAB = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+
+
+def nearest(colours: Sequence[str]) -> float:
+    """How far apart the two most alike colours are, for the eyes that see the least."""
+    parts = np.array([[int(each[at : at + 2], 16) / 255 for at in (1, 3, 5)] for each in colours])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    found = []
+    for eye in EYES.values():
+        seen = np.clip(linear @ np.array(eye).T, 0, 1)
+        places = np.cbrt(seen @ np.array(CONES).T) @ np.array(LAB).T
+        found += [np.linalg.norm(a - b) for a, b in itertools.combinations(places, 2)]
+    return float(min(found))
+
+
+@pytest.mark.parametrize("theme", style.THEMES)
+def test_marks_are_as_far_apart_as_those_made_for_colour_blind_readers(theme: str) -> None:
+    marks = [style.THEMES[theme][style.ROLES[each]] for each in style.COLOURS]
+
+    assert 0.07 < nearest(style.COLOURS) < nearest(marks)
 
 
 def test_every_colour_of_a_drawing_has_a_value_in_both_themes() -> None:

@@ -550,6 +550,7 @@ def test_only_so_many_lines_are_drawn() -> None:
     assert len(part.drawn) == curves.MAX_SERIES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -568,6 +569,16 @@ def test_the_title_of_a_curve_says_what_the_first_line_does(
 
     assert picture is not None
     assert picture.title == f"Adapter rank from 1 to 2 (fp32): {expected}"
+
+
+@pytest.mark.slow
+def test_the_title_of_a_curve_names_the_methods_of_its_line(tmp_path: Path) -> None:
+    part = part_of(*kinds(("a", 100, 200), ("b", 101, 201)))
+    picture = curves.series_figure([part], "series", style.Folder(tmp_path))
+
+    assert picture is not None
+    assert picture.title.startswith("Adapter rank from 1 to 2 (fp32 with a and b adapters): ")
+    assert "fp32 + a, b" in picture.svg
 
 
 def test_given_bits_count() -> None:

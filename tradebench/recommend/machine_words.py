@@ -93,6 +93,7 @@ def _answer(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
         goal=_told(run.goal) if asked.judges else "",
         memory=_told(need),
         room=_room(machine, need, sure=found.sure),
+        host=_host(each, several=each.ranks > 1),
         step="" if step is None else _told(step),
         clock=_clock(asked, machine),
         cost="" if cost is None else _told(replace(cost, unit="")),  # the column names it
@@ -121,6 +122,15 @@ def _room(machine: Machine, need: Figure, *, sure: bool) -> str:
     if sure:
         return f"at least {amount(need.name, left, need.unit)} left" if left else ""
     return f"up to {amount(need.name, -left, need.unit)} short"
+
+
+def _host(each: Candidate, *, several: bool) -> str:
+    """What waits in the host's memory, which the machine must have as well."""
+    found = each.figure("peak_host_bytes")
+    if found is None or not found.value:
+        return ""
+    size = amount(found.name, found.value, found.unit)
+    return f"and {size} of the host's{' for each GPU' if several else ''}"
 
 
 def _clock(asked: Question, machine: Machine) -> str:
@@ -188,7 +198,11 @@ def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
     if roomy is not None:
         need = asked.need(roomy.candidate)
         left = amount(need.name, found.machine.least - need.high, need.unit)
-        told.append(f"With {left} left: {_called(asked, roomy)}, {_cost(asked, run, roomy)}.")
+        named = _called(asked, roomy)
+        if named in told[0]:
+            told[0] += f" It leaves {left}."
+        else:
+            told.append(f"With {left} left: {named}, {_cost(asked, run, roomy)}.")
     if found.taken is not None:
         told.append(
             f"{_called(asked, found.taken)} would do {_cost(asked, run, found.taken)}, but takes "
@@ -314,7 +328,7 @@ def _columns(asked: Question, made: Sequence[Answer]) -> tuple[tuple[str, tuple[
         ("Machine" if asked.of_gpus else "With", ("machine",)),
         ("Run", ("run", "uses")),
         *([(spoken(goal).capitalize(), ("goal",))] if any(each.goal for each in made) else []),
-        (memory, ("memory", "room")),
+        (memory, ("memory", "room", "host")),
         ("Step", ("step", "clock")),
         (f"GPU-hours for {MILLION}", ("cost",)),
         (f"Price of {MILLION}", ("money",)),

@@ -40,6 +40,7 @@ MAX_NAME = 52
 MAX_TITLE = 120
 TASKS_PER_FIGURE = 3
 LEGEND_WIDTH = 1.25
+SEEN = 0.002
 ROW_HEIGHT, TWO_LINES = 0.24, 0.36
 
 
@@ -81,6 +82,7 @@ def memory_figure(group: Group, name: str, out: Folder) -> Picture | None:
 def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
     """Draw a bar per point, category after category, and its total at its end."""
     left = [0.0] * len(rows)
+    longest = max(map(_total, rows)) / unit.factor
     for category in CATEGORIES:
         widths = [(point.value(_category(category)) or 0.0) / unit.factor for point in rows]
         if any(widths):
@@ -92,7 +94,8 @@ def _stack(axes: Axes, rows: Sequence[Point], unit: Scale) -> None:
                 color=CATEGORY_COLOURS[category],
                 edgecolor=WHITE,
                 linewidth=0.5,
-                label=category,
+                # What nobody sees needs no explanation.
+                label=category if max(widths) > SEEN * longest else None,
             )
             left = [start + width for start, width in zip(left, widths, strict=True)]
     for at, end in enumerate(left):

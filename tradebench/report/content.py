@@ -81,12 +81,14 @@ class Row:
     standing: str
     repeats: int
     cells: tuple[Cell, ...]
-    unfit: str = ""
+    worst_phase: str = ""
 
     @property
     def outcome(self) -> str:
         """The status, and the phase that does not fit: a table shows the numbers of training."""
-        return f"{self.status_text} while {self.unfit}" if self.unfit else self.status_text
+        return (
+            f"{self.status_text} while {self.worst_phase}" if self.worst_phase else self.status_text
+        )
 
 
 def columns(group: Group) -> tuple[Column, ...]:
@@ -146,11 +148,11 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         standing=standing(group, point),
         repeats=len(point.results),
         cells=tuple(cell(group, point, column) for column in shown),
-        unfit=_unfit(point),
+        worst_phase=_worst_phase(point),
     )
 
 
-def _unfit(point: Point) -> str:
+def _worst_phase(point: Point) -> str:
     fit = point.fit
     if fit is None or fit.verdict == "fits" or fit.phase == "train":
         return ""

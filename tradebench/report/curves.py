@@ -198,7 +198,8 @@ def _message(part: Part) -> str:
     changes = listed(said for *_, said in found)
     own, said = line.name.removeprefix(line.context), line.name
     if own.startswith(" + "):
-        said = f"{line.context} with {listed(own.removeprefix(' + ').split(', '))}"
+        methods = listed(own.removeprefix(" + ").split(", "))
+        said = f"{line.context} with {methods} {line.axis.slot.replace('_', ' ')}"
     return f"{axis} from {start:g} to {stop:g} ({clean(said)}): {changes}"
 
 
@@ -332,6 +333,8 @@ def _series_caption(part: Part, several: bool) -> str:
     values = (p.estimates[each] for p in shown for each in part.metrics if each in p.estimates)
     sentences = [f"{_sentence(part.group.title)}:"] if several else []
     sentences += ["The points of a line differ in this setting only.", intervals(values)]
+    if part.axis.slot == "sharding":
+        sentences.append("Memory is that of each device.")
     if len(part.lines) > len(part.drawn):
         sentences.append(
             f"Of {len(part.lines)} lines the {len(part.drawn)} drawn are the longest that can be "

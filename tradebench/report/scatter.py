@@ -48,7 +48,7 @@ LOG_RATIO = 30.0
 LINE_HEIGHT = 0.21
 MAX_LINE = 88
 # How far from its point a number may stand, in pixels, and from where on a line leads to it.
-REACHES, FAR = (12, 16, 21, 28, 37, 48, 60, 75), 22
+REACHES, FAR = (13, 16, 21, 28, 37, 48, 60, 75), 22
 
 
 @dataclass(frozen=True)
@@ -245,9 +245,13 @@ def _pareto_panel(
                     fontsize=8.5,
                     ha="center",
                     va="center",
-                    zorder=6,
-                    # Bars may pass here; the number is more important.
-                    bbox={"facecolor": WHITE, "edgecolor": "none", "pad": 0.3},
+                    # Bars may pass here, and the number is more important; no point is covered.
+                    zorder=3.6,
+                    bbox={
+                        "facecolor": WHITE,
+                        "edgecolor": "none",
+                        "boxstyle": "square,pad=-0.12",
+                    },
                 )
             )
     _steps(axes, [p for p in found if p.status == "ok"], pair, scales)
@@ -367,7 +371,7 @@ def _place_numbers(axes: Axes, numbers: Sequence[Text]) -> None:
         if math.dist(spot, (x, y)) > FAR:
             start = to_pixels.inverted().transform((x, y))
             axes.plot(
-                [start[0], moved[0]], [start[1], moved[1]], color=GREY, linewidth=0.6, zorder=4.5
+                [start[0], moved[0]], [start[1], moved[1]], color=GREY, linewidth=0.6, zorder=3.5
             )
         text.set_position((float(moved[0]), float(moved[1])))
 
