@@ -496,6 +496,8 @@ def test_of_predictions_that_read_the_same_the_one_on_fewest_gpus_is_best() -> N
 
     assert best(made) == "lora r4 + fsdp2 x8"
     assert [each.candidate.ranks for each in made.choice.alike] == [1024]
+    assert "the shortest step time, 2.34 s" in words.sentence(made)
+    assert "which 1 other shares, of the 2 points" in words.sentence(made)
     assert any("a step on more of them trains on more" in note for note in made.notes)
 
 
