@@ -120,7 +120,7 @@ def test_a_long_table_loses_its_last_points_and_says_so() -> None:
     kept = text.count(r"\raggedright point")
 
     assert 20 < kept <= latex.MAX_LINES
-    assert f"interval. {200 - kept} more points left out.}}" in text
+    assert f"its ends. {200 - kept} more points left out.}}" in text
 
 
 def test_a_plan_says_which_points_fit_and_in_which_phase_they_do_not() -> None:

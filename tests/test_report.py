@@ -772,6 +772,7 @@ def test_reports_load_only_what_they_need(module: str, heavy: tuple[str, ...]) -
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_of_too_many_points_a_figure_shows_the_front_and_every_method(tmp_path: Path) -> None:
     """No rank beats another; the one pruned point is worse than all of them."""
     crowd = tuple(result(settings_of(rank=rank)) for rank in range(1, 43))
