@@ -407,6 +407,15 @@ def test_a_plan_is_ranked_by_what_it_predicts_and_says_so() -> None:
     assert "2.00 s (1.60 to 3.00 s)" in words.sentence(made)
 
 
+def test_a_larger_rank_for_a_hair_more_is_named_beside_the_cheapest() -> None:
+    made = asked(plan(planned(4, 40, 2.0), planned(16, 40, 2.01), planned(64, 40, 2.5)))
+
+    assert best(made) == "lora r4"
+    assert "lora r16 comes within 5 % of it by step time, and has rank 16 rather than 4." in (
+        made.notes
+    )
+
+
 def test_what_is_tight_on_the_device_is_possible() -> None:
     assert asked(plan(planned(4, 79, 3, "tight"))).met == "possibly"
 
