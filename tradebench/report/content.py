@@ -62,6 +62,13 @@ class Cell:
     margin: str = ""
     value: float | None = None
 
+    @property
+    def full(self) -> str:
+        """The number with its uncertainty on one line: `2.46 ± 0.1`, or `2.46 (2.06 to 3.77)`."""
+        if not self.margin:
+            return self.text
+        return f"{self.text} {self.margin if self.margin.startswith('±') else f'({self.margin})'}"
+
 
 Mood = Literal["good", "bad", "unsure", "quiet"]
 

@@ -135,8 +135,7 @@ def _cells(row: content.Row, told: bool) -> Iterable[str]:
     if told:
         yield rf"\raggedright {escape(row.outcome)}"
     for cell in row.cells:
-        half = cell.margin.startswith("±") or not cell.margin
-        yield escape(f"{cell.text} {cell.margin if half else f'({cell.margin})'}".strip())
+        yield escape(cell.full)
 
 
 def _line(cells: Iterable[str]) -> str:
