@@ -199,8 +199,8 @@ def test_where_nothing_fits_it_says_by_how_much_and_what_is_enough() -> None:
     assert none.verdict == "nothing fits"
     assert none.number is None
     assert "nearest is No. " in none.run
-    # The upper end, 61 GiB, against the least that a card of 24 GB reports.
-    assert none.room == f"{61 - REPORTED[24][0] / GIB:.1f} GiB short"
+    # The lower end, 60 GiB, against the most that a card of 24 GB reports.
+    assert none.room == f"at least {60 - REPORTED[24][1] / GIB:.1f} GiB short"
     assert "No point here takes 2 GPUs, only 1 and 8." in none.sure
     assert any("8 x 24 GB, with No." in each and "1 x 80 GB" in each for each in none.sure)
 
@@ -220,7 +220,9 @@ def test_what_fits_on_some_cards_of_a_size_is_tight_and_names_one() -> None:
     tight = rows(asked(planned(gib=22, rate=100)))["1 x 24 GB"]
 
     assert tight.verdict == "tight"
-    assert tight.sure[0].startswith("Tight: surely fits only on cards that report more, such as ")
+    assert tight.sure[0].startswith(
+        "Tight: all of the interval fits only on cards that report more, such as "
+    )
     assert "RTX A5000" in tight.sure[0]
 
 
@@ -236,7 +238,7 @@ def test_an_interval_that_ends_above_every_card_is_tight_as_well() -> None:
     tight = rows(asked(planned(gib=78, rate=100, above=3)))["1 x 80 GB"]
 
     assert tight.verdict == "tight"
-    assert tight.sure[0] == "Tight: the interval of its memory ends above what such cards report."
+    assert tight.sure[0] == "Tight: it may fit, and the upper end of its interval does not."
     assert tight.room == f"up to {(81 - REPORTED[80][0] / GIB):.2f} GiB short"
 
 
@@ -309,7 +311,7 @@ def test_an_answer_that_leaves_little_names_one_that_leaves_more() -> None:
     found = asked(planned(4, gib=77.9, rate=1000), planned(4, gib=50, rate=800, slots=NF4))
     each = rows(found)["1 x 80 or 141 GB"]
 
-    assert each.sure == ("Surely fits: the upper end of its memory does, barely.",)
+    assert each.sure == ("Fits: the upper end of its interval does, barely.",)
     assert each.other.endswith("nf4 + lora r4, at 25.0 % more. It leaves 28.1 GiB.")
 
 

@@ -29,6 +29,7 @@ class Answer:
         verdict: Whether the point fits whatever the prediction is off by, may fit, or none does.
         number: The point's number in the tables of the report; None where nothing fits.
         name: The point to run; what is nearest where nothing fits.
+        usable: What a GPU of the machine reports.
         uses: How many of the machine's GPUs it takes, where that is not all.
         goal: The figure that it was chosen by, where no other column shows it.
         memory: The most memory that one GPU needs, with its interval.
@@ -47,6 +48,7 @@ class Answer:
     verdict: Verdict
     number: int | None
     name: str
+    usable: str = ""
     uses: str = ""
     goal: str = ""
     memory: str = ""

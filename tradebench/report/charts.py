@@ -135,12 +135,12 @@ def scatter(look: Encoding) -> Specification:
 def maps() -> Specification:
     """The best value in every cell of two settings, one map for each value of a third.
 
-    A cell has `across`, `up` and `each`, its `value` as number and text, how strong it is painted
+    A cell has `across`, `up` and `each`, their places `column`, `row` and `page`, its `value` as number and text, how strong it is painted
     (`share`, 0 to 1) and the number of the point that it stands for; empty cells have none.
     """
     base = alt.Chart().encode(
-        x=alt.X("across:O", title="$x", sort=None).axis(labelAngle=-35, labelLimit=150),
-        y=alt.Y("up:O", title="$y", sort=None).axis(labelLimit=170),
+        x=alt.X("across:O", title="$x", sort=_by("column")).axis(labelAngle=-35, labelLimit=150),
+        y=alt.Y("up:O", title="$y", sort=_by("row")).axis(labelLimit=170),
         tooltip=[
             alt.Tooltip("name:N", title="Point"),
             alt.Tooltip("text:N", title="$value"),
@@ -156,12 +156,16 @@ def maps() -> Specification:
     )
     return _finished(
         drawn.facet(
-            facet=alt.Facet("each:N", title=None, sort=None).header(
+            facet=alt.Facet("each:N", title=None, sort=_by("page")).header(
                 labelColor=TEXT, labelFontSize=13, labelAnchor="start", labelLimit=400
             ),
             columns=2,
         )
     )
+
+
+def _by(field: str) -> alt.EncodingSortField:
+    return alt.EncodingSortField(field=field, op="min", order="ascending")
 
 
 def memory() -> Specification:
