@@ -26,6 +26,7 @@ from tradebench.report import (
     markdown,
     predictions,
     rungs,
+    script,
 )
 from tradebench.report.answers import Adviser, Answers
 from tradebench.report.claims import Comparison, comparison, first
@@ -250,7 +251,6 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = (HERE / "page.js").read_text(encoding="utf-8")
     shown = [section.group for section in found]
     errors = predictions.prediction_errors(groups(run))
     return environment.get_template("page.html.j2").render(
@@ -276,7 +276,7 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         version=__version__,
         # Our own files and drawings, whose texts matplotlib has escaped.
         style=Markup(_themes() + (HERE / "page.css").read_text(encoding="utf-8")),
-        scripts=(Script(charts.javascript()), Script(own)),
+        scripts=(Script(charts.javascript()), Script(script.javascript())),
         svg=Markup,
     )
 

@@ -1,0 +1,49 @@
+// The rows of tables that speak of points: those of every point, and those of the answers above.
+
+import {isKept, isLimited, verdict} from "./fitting.js";
+
+const VERDICTS = {
+  fits: {mood: "good", words: "fits"},
+  tight: {mood: "unsure", words: "is tight on"},
+  no: {mood: "bad", words: "does not fit"},
+};
+
+// A row of the table of every point, with the verdict that it was written with: a planned point's
+// is on the device of the plan, until its reader chooses another.
+export class PointRow {
+  #node;
+  #status;
+  #written;
+
+  constructor(node) {
+    this.#node = node;
+    this.#status = node.querySelector(".status");
+    const {className, textContent} = this.#status;
+    this.#written = {className, textContent};
+  }
+
+  show(point, group, question) {
+    this.#node.hidden = !isKept(point, question);
+    Object.assign(this.#status, this.#judged(point, group, question));
+  }
+
+  #judged(point, {kind}, {machine}) {
+    if (!isLimited(machine) || !point.needs || kind !== "predicted") return this.#written;
+    const {mood, words} = VERDICTS[verdict(point, machine)];
+    return {className: `status ${mood}`, textContent: `${words} ${machine.name}`};
+  }
+}
+
+// Let a row open its point by mouse and keyboard, and mark it while it has the focus.
+export function makeOpening(row, open, mark) {
+  row.tabIndex = 0;
+  row.addEventListener("focus", mark);
+  // Whoever drags over a row wants its text.
+  row.addEventListener("click", () => getSelection().isCollapsed && open());
+  row.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.target !== row) return;
+    // The same key would press the card's first button, which closes it.
+    event.preventDefault();
+    open();
+  });
+}

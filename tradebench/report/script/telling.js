@@ -1,0 +1,81 @@
+// What the page says of a point, and its answer to what fits, in sentences.
+
+import {isLimited, isSettledByTime, ranked, verdict} from "./fitting.js";
+import {digits, marginal, plural, sized, spanned} from "./numbers.js";
+
+export const called = (point) => `No. ${point.number}: ${point.name}`;
+
+const mentioned = (point) => `No. ${point.number}, ${point.name}`;
+
+// The value of a point in a column.
+export function valued(point, at, group) {
+  const ends = point.values[at];
+  if (!ends) return "no value";
+  return ends.length > 1 && group.kind !== "predicted" ? marginal(ends) : spanned(ends);
+}
+
+// Hours on all devices of a point, and of one, with the ends of their interval, and money.
+function priced(point, {tokens, price}) {
+  if (!point.cost || !tokens) return "";
+  const hours = (times) => spanned(point.cost.map((each) => each * tokens * times));
+  const ofOne = point.gpus === 1 ? "" : ` = ${hours(1)} device-hours`;
+  const money = price ? `, $${hours(price)}` : "";
+  return `${digits(tokens)} million tokens take ${hours(1 / point.gpus)} hours${ofOne}${money}`;
+}
+
+// What a point takes: memory, time and money.
+export function described(point, group, question) {
+  const devices = point.gpus === 1 ? "one device" : `each of ${point.gpus} devices`;
+  return [
+    point.needs && `${sized(point.needs[1], group.unit)} on ${devices}`,
+    point.step && `a step takes ${point.step}`,
+    priced(point, question),
+  ].filter(Boolean).join("; ");
+}
+
+// What fits the machine of the question, and what to run on it.
+export function answer(group, question) {
+  const {machine} = question;
+  if (!group.most) return "No point of this run tells how much memory it needs.";
+  const verdicts = group.points.map((point) => verdict(point, machine));
+  const fitting = group.points.filter((_, at) => verdicts[at] === "fits");
+  const tight = verdicts.filter((each) => each === "tight").length;
+  if (!isLimited(machine) && group.kind === "predicted") {
+    return "Choose how many GPUs you have and their size. Without a limit, "
+      + `${plural(fitting.length, "point")} ${fitting.length === 1 ? "has" : "have"} a prediction.`;
+  }
+  const where = isLimited(machine) ? `On ${machine.name}` : "With any memory";
+  const [best, ...rest] = ranked(fitting, group).slice(0, 3);
+  if (!best) {
+    const perhaps = tight ? `; ${tight} may, just` : "";
+    return `${where} no point of this run fits${perhaps}.${untried(group, machine)}`;
+  }
+  const fits = fitting.length === 1 ? "point fits" : "points fit";
+  const perhaps = tight ? ` and ${tight} may, just` : "";
+  return `${where}, ${fitting.length} ${fits}${perhaps} (${group.kind}). `
+    + `${goal(group)}: ${mentioned(best)} (${reasons(best, group, question)}).`
+    + (rest.length ? ` Next: ${rest.map(mentioned).join("; then ")}.` : "")
+    + untried(group, machine);
+}
+
+function goal(group) {
+  if (group.accuracy >= 0) return "The most accurate";
+  const near = ", or within 5 % of that and with more bits or a larger rank";
+  return `The fastest to train on it${isSettledByTime(group) ? near : ""}`;
+}
+
+function reasons(point, group, question) {
+  const {accuracy, columns} = group;
+  const cost = described(point, group, question);
+  if (accuracy < 0) return cost;
+  return `${cost}; ${columns[accuracy].head}: ${valued(point, accuracy, group)}`;
+}
+
+// Nobody knows what fits so many devices if no point runs on as many.
+function untried(group, machine) {
+  const tried = new Set(group.points.filter((point) => point.needs).map((point) => point.gpus));
+  if (!isLimited(machine) || tried.has(machine.gpus)) return "";
+  const counts = [...tried].sort((one, other) => one - other);
+  const last = plural(counts.pop(), "device");
+  return ` This run has points for ${[...counts, last].join(", ")} only, and others are not known.`;
+}
