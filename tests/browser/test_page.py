@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tradebench import report, store
+from tradebench.commands import reporting
 from tradebench.result import CATEGORIES
 
 playwright: Any = pytest.importorskip(
@@ -231,7 +232,7 @@ def test_three_hundred_points_stay_below_two_megabytes(tmp_path: Path) -> None:
 def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report of a large plan."""
     folder = tmp_path_factory.mktemp("plan")
-    report.write(store.load(RESULTS / "llama-3.3-70b.plan" / "example"), folder)
+    reporting.write(store.load(RESULTS / "llama-3.3-70b.plan" / "example"), folder)
     return Path(folder / "index.html").as_uri()
 
 
@@ -253,18 +254,33 @@ def choose(page: Any, gpus: str, size: str) -> str:
 
 
 def test_a_machine_that_is_chosen_is_what_the_table_speaks_of(planned: Any) -> None:
-    answer = choose(planned, "2", "24 GB")
+    answer = choose(planned, "2", "80 GB")
 
-    found = re.match("On 2 \u00d7 24 GB, (\\d+) points? fits? and (\\d+) may, just", answer)
+    found = re.match("On 2 \u00d7 80 GB, (\\d+) points fit and (\\d+) may, just", answer)
     assert found is not None, answer
     told = planned.locator("tr[data-number]:visible .status").all_inner_texts()
-    assert told.count("fits 2 \u00d7 24 GB") == int(found[1])
-    assert told.count("is tight on 2 \u00d7 24 GB") == int(found[2])
+    assert told.count("fits 2 \u00d7 80 GB") == int(found[1])
+    assert told.count("is tight on 2 \u00d7 80 GB") == int(found[2])
     assert len(told) == int(found[1]) + int(found[2])
+    planned.locator("tr[data-number]:visible").first.click()
+    assert "fits 2 \u00d7 80 GB" in planned.locator("dialog[open]").inner_text()
 
 
-def test_degrees_that_were_not_planned_are_not_called_impossible(planned: Any) -> None:
-    assert "points for 1, 2, 8 devices only" in choose(planned, "4", "24 GB")
+@pytest.mark.parametrize(
+    ("gpus", "size"),
+    [("1", "48 GB"), ("1", "80 GB"), ("2", "24 GB"), ("2", "80 GB"), ("8", "80 GB")],
+)
+def test_the_page_and_its_table_give_one_answer(planned: Any, gpus: str, size: str) -> None:
+    """The table is worked out in Python, the answer by the page: neither knows the other."""
+    row = planned.locator(".answers tr", has=planned.get_by_text(f"{gpus} x {size}", exact=True))
+    number = re.match(r"No\. (\d+):", row.locator("td").first.inner_text())
+    assert number is not None
+
+    assert f": No. {number[1]}, " in choose(planned, gpus, size)
+
+
+def test_a_machine_of_gpus_that_no_point_was_made_for_is_not_offered(planned: Any) -> None:
+    assert planned.locator(".gpus option").all_text_contents() == ["1", "2", "8"]
 
 
 def test_tokens_and_a_price_become_hours_and_money(planned: Any) -> None:

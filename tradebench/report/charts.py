@@ -135,8 +135,9 @@ def scatter(look: Encoding) -> Specification:
 def maps() -> Specification:
     """The best value in every cell of two settings, one map for each value of a third.
 
-    A cell has `across`, `up` and `each`, their places `column`, `row` and `page`, its `value` as number and text, how strong it is painted
-    (`share`, 0 to 1) and the number of the point that it stands for; empty cells have none.
+    A cell has `across`, `up` and `each`, their places `column`, `row` and `page`, its value as
+    `text`, how deep it is painted (`share`, 0 to 1) and the number of the point that it stands
+    for; empty cells have none.
     """
     base = alt.Chart().encode(
         x=alt.X("across:O", title="$x", sort=_by("column")).axis(labelAngle=-35, labelLimit=150),
