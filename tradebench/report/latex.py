@@ -77,8 +77,7 @@ def _table(group: Group) -> str:
     # Of a plan it must be said which points fit.
     told = any(row.outcome != "ok" for row in every)
     widths = [
-        SPREAD if any(row.cells[at].margin for row in every) else NUMBER
-        for at in range(len(shown))
+        SPREAD if any(row.cells[at].margin for row in every) else NUMBER for at in range(len(shown))
     ]
     name = min(MOST_NAME, max(LEAST_NAME, 1 - MARK - VERDICT * told - sum(widths)))
     rows = _fitting(every, name, told)
