@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tradebench.report import script
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,6 +33,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tradebench"}
     assert "tradebench/py.typed" in names
     assert "tradebench/reference/checkpoint/model.safetensors" in names
+    assert {f"tradebench/report/script/{name}.js" for name in script.MODULES} <= set(names)
 
 
 @pytest.mark.slow

@@ -117,6 +117,47 @@ def test_dragging_over_the_drawing_filters_the_table(opened: Any) -> None:
     assert rows(opened) == before
 
 
+def test_other_axes_have_no_box(opened: Any) -> None:
+    before = rows(opened)
+    drag(opened)
+    assert rows(opened) < before
+    opened.locator(".across").first.select_option(label="Step time (ms)")
+
+    assert rows(opened) == before
+    opened.locator(".plot .role-axis-title text", has_text="Step time").wait_for()
+    shown = opened.locator(MARKS).evaluate_all("all => all.map(e => e.getAttribute('opacity'))")
+    assert set(shown) == {"1"}
+
+
+def test_whoever_cannot_choose_devices_is_told_of_none(opened: Any) -> None:
+    assert not opened.locator(".gpus").first.is_visible()
+    opened.locator(".memory").first.focus()
+    opened.keyboard.press("PageDown")
+
+    answer = opened.locator(".answer").first.inner_text()
+    assert re.match(
+        r"On [\d.]+ MiB, \d+ points fit \(measured\)\. The most accurate: No\. ", answer
+    )
+    assert "device" not in answer.replace("on one device", "")
+
+
+def test_a_click_on_a_heading_sorts_what_has_a_value_and_once_more_turns_it(opened: Any) -> None:
+    head = opened.locator(".points th").nth(4)
+
+    def values() -> list[float | None]:
+        texts = opened.locator(".points tbody tr").evaluate_all(
+            "rows => rows.map(row => row.cells[4].dataset.value ?? null)"
+        )
+        return [None if text is None else float(text) for text in texts]
+
+    for direction in ("ascending", "descending"):
+        head.locator("button").click()
+        found = [each for each in values() if each is not None]
+        assert head.get_attribute("aria-sort") == direction
+        assert found == sorted(found, reverse=direction == "descending")
+        assert values() == found + [None] * (len(values()) - len(found))
+
+
 def drag(page: Any) -> None:
     """Draw a box over the left upper part of the drawing."""
     plot = page.locator(".plot svg").first
@@ -214,6 +255,20 @@ def test_a_card_draws_what_memory_is_for(opened: Any) -> None:
     assert seen == {True, False}
 
 
+def test_what_a_card_holds_can_be_copied(opened: Any) -> None:
+    opened.locator("tr[data-number]").nth(1).focus()
+    opened.keyboard.press("Enter")
+    button = opened.locator("dialog[open]").get_by_role("button", name="Copy").first
+    block = opened.locator("dialog[open] pre").first
+    button.click()
+    opened.wait_for_timeout(100)
+
+    assert opened.evaluate("getSelection().toString()").strip() == block.inner_text().strip()
+    # A browser that does not lend its clipboard leaves the text selected.
+    assert opened.locator("dialog[open] pre + h4, dialog[open] h4 + button").count()
+    assert button.count() == 0 or button.inner_text() == "Copy"
+
+
 @pytest.mark.parametrize("width", [390, 800, 1280])
 def test_nothing_overflows(opened: Any, width: int) -> None:
     opened.set_viewport_size({"width": width, "height": 900})
@@ -230,7 +285,7 @@ def test_three_hundred_points_stay_below_two_megabytes(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The report of a large plan."""
+    """The report of a large plan, which opens with what to run where."""
     folder = tmp_path_factory.mktemp("plan")
     reporting.write(store.load(RESULTS / "llama-3.3-70b.plan" / "example"), folder)
     return Path(folder / "index.html").as_uri()
@@ -297,6 +352,88 @@ def test_tokens_and_a_price_become_hours_and_money(planned: Any) -> None:
     )
     assert devices == pytest.approx(8 * hours, rel=0.01)
     assert money == pytest.approx(2.5 * devices, rel=0.01)
+
+
+def test_without_a_price_there_is_no_money_and_without_tokens_no_time(planned: Any) -> None:
+    answer = choose(planned, "8", "80 GB")
+    assert "1 million tokens take" in answer
+    assert "$" not in answer
+    planned.locator(".price").fill("2.5")
+    assert ", $" in planned.locator(".answer").inner_text()
+    planned.locator(".tokens").fill("")
+
+    answer = planned.locator(".answer").inner_text()
+    assert re.search(r"a step takes [^;]*\)\.", answer)
+    assert "tokens take" not in answer
+    assert "$" not in answer
+
+
+def test_no_limit_brings_back_every_point_and_the_verdicts_of_the_plan(planned: Any) -> None:
+    def told() -> list[str]:
+        return list(planned.locator("tr[data-number]:visible .status").all_inner_texts())
+
+    before, size = told(), planned.locator(".size").inner_text()
+    choose(planned, "1", "80 GB")
+    assert len(told()) < len(before)
+    planned.get_by_role("button", name="no limit").click()
+
+    assert told() == before
+    assert planned.locator(".size").inner_text() == size == "any memory"
+    assert planned.locator(".answer").inner_text().startswith("Choose how many GPUs you have")
+
+
+def test_a_row_of_the_answers_opens_its_point(planned: Any) -> None:
+    row = planned.locator(".answers tr[data-point]").first
+    number = row.get_attribute("data-point")
+    row.locator("td").first.click()
+    assert f"No. {number}:" in planned.locator("dialog[open] h3").inner_text()
+    planned.keyboard.press("Escape")
+    row.focus()
+    planned.keyboard.press("Enter")
+    assert f"No. {number}:" in planned.locator("dialog[open] h3").inner_text()
+
+
+def test_a_cell_of_a_map_opens_the_point_that_it_shows(planned: Any) -> None:
+    cell = planned.locator(".maps .mark-rect path[aria-label*='No. ']").first
+    number = re.search(r"No\. \d+:", cell.get_attribute("aria-label"))
+    assert number is not None
+    cell.click(force=True)
+
+    assert number[0] in planned.locator("dialog[open] h3").inner_text()
+
+
+def test_maps_keep_the_order_of_their_settings(planned: Any) -> None:
+    def settings() -> list[str]:
+        labels = planned.locator(".maps .role-axis-label text").evaluate_all(
+            "all => all.map(e => [e.getBoundingClientRect().y, e.textContent]).sort((a, b) =>"
+            " a[0] - b[0]).map(e => e[1])"
+        )
+        found = dict.fromkeys(labels)
+        return [each for each in found if "lora" not in each and "dora" not in each]
+
+    before = settings()
+    assert before[0] == "off"
+    for size in ("80 GB", "192 GB", "no limit"):
+        choose(planned, "1", size)
+        planned.wait_for_timeout(300)
+        assert settings() == before
+
+
+def test_more_devices_than_one_may_choose_are_no_limit_of_the_page(
+    browser: Any, tmp_path: Path
+) -> None:
+    run = store.load(RESULTS / "llama-3.3-70b-sharding.plan" / "example")
+    page, *_ = report.write(run, tmp_path)
+    context = browser.new_context(offline=True)
+    shown = context.new_page()
+    shown.goto(page.as_uri())
+    shown.locator(MARKS).first.wait_for()
+
+    points = shown.locator("tr[data-number]").count()
+    answer = shown.locator(".answer").inner_text()
+    context.close()
+    assert len({each.trial for each in run.results}) == points
+    assert f"Without a limit, {points} points have a prediction." in answer
 
 
 def test_maps_show_the_best_of_what_is_kept(planned: Any) -> None:

@@ -155,7 +155,9 @@ def _facts(group: Group, point: Point, goal: str) -> str:
     number = significant(estimate.value / unit.factor)
     if estimate.predicted:
         ends = [significant(each / unit.factor) for each in estimate.interval or ()]
-        facts = [f"{number} {unit.unit}".strip() + (f", between {' and '.join(ends)}" if ends else "")]
+        facts = [
+            f"{number} {unit.unit}".strip() + (f", between {' and '.join(ends)}" if ends else "")
+        ]
     else:
         spread = f" ± {significant(error / unit.factor, 2)}" if error else ""
         facts = [f"{number}{spread} {unit.unit}".strip()]

@@ -34,8 +34,8 @@ export class LiveDrawing {
   #entitle;
   #wire;
   #embedded = null; // null until it is drawn
-  #draws = 0;
-  #isStale = false;
+  #isDrawing = false;
+  #isStale = false; // something has changed since it was last asked what to show
 
   constructor(node, specification, {content, entitle, wire}) {
     this.#node = node;
@@ -45,29 +45,33 @@ export class LiveDrawing {
     this.#wire = wire;
   }
 
-  // Draw it anew, which other axes need.
+  // Draw it anew, which other axes need. Whoever drags a slider asks more often than it can draw: a
+  // drawing under way is followed by one of what is asked by then.
   async draw() {
-    const turn = ++this.#draws;
-    this.#embedded?.finalize();
-    this.#embedded = null;
+    this.#isStale = true;
+    if (this.#isDrawing) return;
+    this.#isDrawing = true;
+    try {
+      while (this.#isStale) await this.#drawOnce();
+    } finally {
+      this.#isDrawing = false;
+    }
+  }
+
+  async #drawOnce() {
     this.#isStale = false;
     const drawing = this.#content();
     this.#entitle(drawing.title);
-    const embedded = await embed(this.#node, this.#specification, drawing);
-    if (turn !== this.#draws) {
-      embedded.finalize(); // a later one has taken its place
-      return;
-    }
-    this.#embedded = embedded;
-    this.#wire(embedded.view);
-    if (this.#isStale) this.refresh();
+    this.#embedded?.finalize();
+    this.#embedded = null;
+    this.#embedded = await embed(this.#node, this.#specification, drawing);
+    this.#wire(this.#embedded.view);
   }
 
-  // Show other data on the same axes, once it is drawn.
+  // Show other data on the same axes.
   refresh() {
-    this.#isStale = true;
-    if (!this.#embedded) return;
-    this.#isStale = false;
+    if (this.#isDrawing) this.#isStale = true;
+    if (this.#isDrawing || !this.#embedded) return;
     for (const [name, rows] of Object.entries(this.#content().datasets)) {
       // What is empty is so for these axes, and its layer was left out.
       if (rows.length) this.#embedded.view.data(name, rows);

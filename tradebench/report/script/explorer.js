@@ -53,9 +53,7 @@ class Explorer {
   start() {
     this.#root.classList.add("ready");
     // Without a column no point has ended well.
-    if (!this.#group.columns.length) return;
-    this.#redraw();
-    this.#maps?.draw();
+    if (this.#group.columns.length) this.#redraw();
   }
 
   #find(selector) {
@@ -144,14 +142,15 @@ class Explorer {
     this.#inside = null;
     this.#tell();
     this.#scatter.draw();
-    this.#maps?.refresh();
+    this.#maps?.draw();
   }
 
   // The same axes, and another question.
   #update() {
     this.#tell();
     this.#scatter.refresh();
-    this.#maps?.refresh();
+    // Vega gives new cells an order of its own; only a new drawing keeps that of the choices.
+    this.#maps?.draw();
   }
 
   // All that is text: the answer, the table, how many points are kept.

@@ -1,0 +1,50 @@
+"""The page's own script is joined from modules that stand in the order of their imports."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tradebench.report import script
+
+FOLDER = Path(script.__file__).parent
+NODE = shutil.which("node")
+
+
+def test_every_module_is_joined_once() -> None:
+    assert sorted(script.MODULES) == sorted(path.stem for path in FOLDER.glob("*.js"))
+
+
+@pytest.mark.parametrize("at", range(len(script.MODULES)), ids=script.MODULES)
+def test_a_module_comes_after_all_that_it_imports_and_uses_it(at: int) -> None:
+    text = (FOLDER / f"{script.MODULES[at]}.js").read_text(encoding="utf-8")
+    imports = re.findall(r'^import \{([^}]*)\} from "\./(\w+)\.js";$', text, re.MULTILINE)
+
+    assert len(imports) == len(re.findall(r"^import\b", text, re.MULTILINE))
+    for names, module in imports:
+        assert module in script.MODULES[:at]
+        given = (FOLDER / f"{module}.js").read_text(encoding="utf-8")
+        for name in names.split(", "):
+            assert re.search(rf"^export (async )?(const|function|class) {name}\b", given, re.M)
+            assert len(re.findall(rf"\b{name}\b", text)) > 1, f"{name} is imported for nothing"
+
+
+def test_what_is_joined_imports_nothing_and_names_nothing_twice() -> None:
+    text = script.javascript()
+    names = re.findall(r"^(?:async )?(?:const|let|function|class) (\w+)", text, re.MULTILINE)
+
+    assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_what_is_joined_is_one_module(tmp_path: Path) -> None:
+    file = tmp_path / "page.mjs"
+    file.write_text(script.javascript(), encoding="utf-8")
+
+    done = subprocess.run([str(NODE), "--check", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
