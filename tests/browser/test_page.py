@@ -136,7 +136,7 @@ def test_whoever_cannot_choose_devices_is_told_of_none(opened: Any) -> None:
 
     answer = opened.locator(".answer").first.inner_text()
     assert re.match(
-        r"On [\d.]+ MiB, \d+ points fit \(measured\)\. The most accurate: No\. ", answer
+        r"On [\d.]+ MiB, \d+ points fit \(measured\)\.\s+The most accurate: No\. ", answer
     )
     assert "device" not in answer.replace("on one device", "")
 
