@@ -94,12 +94,12 @@ export function mapsDrawing(group, question, {across, up, each, value}) {
   const paint = painted([...cells.values()].map(({best}) => best.values[value][0]));
   const pages = each < 0 ? ["every point"]
     : choices[each].values.map((text) => `${choices[each].title}: ${text}`);
-  const drawn = pages.flatMap((page, map) =>
-    choices[up].values.flatMap((row, down) =>
-      choices[across].values.map((column, along) => {
-        const cell = cells.get(keyOf(map, down, along));
-        return {across: column, up: row, each: page, ...told(cell, value, paint)};
-      })));
+  const drawn = pages.flatMap((page, each_at) =>
+    choices[up].values.flatMap((row, up_at) =>
+      choices[across].values.map((column, across_at) => ({
+        across: column, up: row, each: page, across_at, up_at, each_at,
+        ...told(cells.get(keyOf(each_at, up_at, across_at)), value, paint),
+      }))));
   return {
     title: `${columns[value].head}, the best of the points kept above, by `
       + `${choices[up].title.toLowerCase()} and ${choices[across].title.toLowerCase()}`,

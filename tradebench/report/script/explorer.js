@@ -145,8 +145,7 @@ class Explorer {
   #update() {
     this.#tell();
     this.#scatter.refresh();
-    // Vega gives new cells an order of its own; only a new drawing keeps that of the choices.
-    this.#maps?.draw();
+    this.#maps?.refresh();
   }
 
   // All that is text: the answer, the table, how many points are kept.
