@@ -73,7 +73,7 @@ def test_a_worse_front_covers_less_of_the_space_up_to_the_limits(tmp_path: Path)
     assert found.fixed
     assert found.reference == LIMITS
     assert found.left_out == ()
-    assert "covers 43.8 % (2 runs; 50.0 % in the run before)" in front.text([found])
+    assert "hypervolume 43.8 % (2 runs; 50.0 % in the run before)" in front.text([found])
     assert "peak reserved memory 80.0 GiB and step time 2.00 s" in front.text([found])
     assert "beyond the worst" not in front.text([found])
 

@@ -109,6 +109,10 @@ def test_a_table_is_sound_whatever_the_names() -> None:
     assert "[U+1F600]" in text
 
 
+def test_what_latex_cannot_print_is_named_by_its_code_point() -> None:
+    assert latex.escape("50% of a_b {x} é 😀") == r"50\% of a\_b \{x\} é [U+1F600]"
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.parent.name)
 @pytest.mark.slow
 def test_the_tables_of_the_examples_are_sound(example: Path) -> None:
@@ -120,7 +124,7 @@ def test_a_long_table_loses_its_last_points_and_says_so() -> None:
     kept = text.count(r"\raggedright point")
 
     assert 20 < kept <= latex.MAX_LINES
-    assert f"interval. {200 - kept} more points left out.}}" in text
+    assert f"its ends. {200 - kept} more points left out.}}" in text
 
 
 def test_a_plan_says_which_points_fit_and_in_which_phase_they_do_not() -> None:

@@ -199,8 +199,8 @@ def test_where_nothing_fits_it_says_by_how_much_and_what_is_enough() -> None:
     assert none.verdict == "nothing fits"
     assert none.number is None
     assert "nearest is No. " in none.run
-    # The upper end, 61 GiB, against the least that a card of 24 GB reports.
-    assert none.room == f"{61 - REPORTED[24][0] / GIB:.1f} GiB short"
+    # The lower end, 60 GiB, against the most that a card of 24 GB reports.
+    assert none.room == f"at least {60 - REPORTED[24][1] / GIB:.1f} GiB short"
     assert "No point here takes 2 GPUs, only 1 and 8." in none.sure
     assert any("8 x 24 GB, with No." in each and "1 x 80 GB" in each for each in none.sure)
 
@@ -220,15 +220,25 @@ def test_what_fits_on_some_cards_of_a_size_is_tight_and_names_one() -> None:
     tight = rows(asked(planned(gib=22, rate=100)))["1 x 24 GB"]
 
     assert tight.verdict == "tight"
-    assert tight.sure[0].startswith("Tight: surely fits only on cards that report more, such as ")
+    assert tight.sure[0].startswith(
+        "Tight: all of the interval fits only on cards that report more, such as "
+    )
     assert "RTX A5000" in tight.sure[0]
+
+
+def test_where_cards_of_a_size_differ_what_surely_fits_on_most_of_them_comes_first() -> None:
+    # An L40S reports 44.3 GiB at least, an A6000 47.3, and an RTX 6000 Ada up to 48.
+    found = rows(asked(planned(4, gib=46.8, rate=110), planned(8, gib=45.5, rate=100)))
+
+    assert found["1 x 48 GB"].name == "lora r8"
+    assert "such as NVIDIA RTX A6000" in found["1 x 48 GB"].sure[0]
 
 
 def test_an_interval_that_ends_above_every_card_is_tight_as_well() -> None:
     tight = rows(asked(planned(gib=78, rate=100, above=3)))["1 x 80 GB"]
 
     assert tight.verdict == "tight"
-    assert tight.sure[0] == "Tight: the interval of its memory ends above what such cards report."
+    assert tight.sure[0] == "Tight: it may fit, and the upper end of its interval does not."
     assert tight.room == f"up to {(81 - REPORTED[80][0] / GIB):.2f} GiB short"
 
 
@@ -239,6 +249,16 @@ def test_a_step_is_that_of_the_planned_card_wherever_the_size_is_another() -> No
     assert found["1 x 48 GB"].clock == f"as on {H100.name}"
     own = rows(asked(planned(gib=60, rate=100), planned(8, gib=100, rate=500)))
     assert own["1 x 80 GB"].clock == ""
+
+
+def test_what_waits_in_the_hosts_memory_is_named() -> None:
+    waiting = planned(gib=30, rate=10, gpus=2)
+    host = {"peak_host_bytes": Measurement(value=17 * GIB, unit="B")}
+    waiting = waiting.model_copy(update={"measurements": {**waiting.measurements, **host}})
+
+    found = rows(asked(waiting))
+    assert found["2 x 48, 80 or 141 GB"].host == "and 17.0 GiB of the host's for each GPU"
+    assert rows(asked(planned(gib=60, rate=100)))["8 x 80 GB"].host == ""
 
 
 # What is chosen.
@@ -291,9 +311,8 @@ def test_an_answer_that_leaves_little_names_one_that_leaves_more() -> None:
     found = asked(planned(4, gib=77.9, rate=1000), planned(4, gib=50, rate=800, slots=NF4))
     each = rows(found)["1 x 80 or 141 GB"]
 
-    assert each.sure == ("Surely fits: the upper end of its memory does, barely.",)
-    assert "With 28.1 GiB left: No. " in each.other
-    assert "nf4 + lora r4, at 25.0 % more." in each.other
+    assert each.sure == ("Fits: the upper end of its interval does, barely.",)
+    assert each.other.endswith("nf4 + lora r4, at 25.0 % more. It leaves 28.1 GiB.")
 
 
 def test_costs_follow_the_gpus_that_are_used() -> None:
@@ -352,7 +371,10 @@ def check(run: Run) -> None:
             chosen = numbers[each.number]
             assert chosen in (sure or possible)
             assert each.verdict == ("fits" if sure else "tight")
-            pool = sure or [r for r in possible if needed(r)[1] <= REPORTED[size][1]] or possible
+            cards = [d.reported_bytes for d in DEVICES.values() if d.memory_bytes == size * GIB]
+            bounds = [*sorted(least for least, _ in cards), REPORTED[size][1]]
+            pools = ([r for r in able if needed(r)[1] <= bound] for bound in bounds)
+            pool = next(filter(None, pools), possible)
             pool = [r for r in pool if not {"pruning", "low_rank"} & r.settings.keys()] or pool
             best = max(rate(r) for r in pool)
             # Rates that read the same with three digits are the same.
@@ -564,7 +586,7 @@ def test_a_page_shows_hostile_names_as_they_are() -> None:
     assert "&lt;/script&gt;&lt;b&gt;" in page
     assert "<b>" not in page
     assert page.count("<tr") == 3
-    assert page.count("<td>") == 6
+    assert page.count("<td ") == 6
     assert 'data-point="3"' in page
 
 

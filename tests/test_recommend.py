@@ -407,6 +407,15 @@ def test_a_plan_is_ranked_by_what_it_predicts_and_says_so() -> None:
     assert "2.00 s (1.60 to 3.00 s)" in words.sentence(made)
 
 
+def test_a_larger_rank_for_a_hair_more_is_named_beside_the_cheapest() -> None:
+    made = asked(plan(planned(4, 40, 2.0), planned(16, 40, 2.01), planned(64, 40, 2.5)))
+
+    assert best(made) == "lora r4"
+    assert "lora r16 comes within 5 % of it by step time, and has rank 16 rather than 4." in (
+        made.notes
+    )
+
+
 def test_what_is_tight_on_the_device_is_possible() -> None:
     assert asked(plan(planned(4, 79, 3, "tight"))).met == "possibly"
 
@@ -496,6 +505,8 @@ def test_of_predictions_that_read_the_same_the_one_on_fewest_gpus_is_best() -> N
 
     assert best(made) == "lora r4 + fsdp2 x8"
     assert [each.candidate.ranks for each in made.choice.alike] == [1024]
+    assert "the shortest step time, 2.34 s" in words.sentence(made)
+    assert "which 1 other shares, of the 2 points" in words.sentence(made)
     assert any("a step on more of them trains on more" in note for note in made.notes)
 
 

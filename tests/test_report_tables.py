@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tradebench.report import (
     content,
@@ -548,6 +550,7 @@ def test_only_so_many_lines_are_drawn() -> None:
     assert len(part.drawn) == curves.MAX_SERIES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -566,6 +569,16 @@ def test_the_title_of_a_curve_says_what_the_first_line_does(
 
     assert picture is not None
     assert picture.title == f"Adapter rank from 1 to 2 (fp32): {expected}"
+
+
+@pytest.mark.slow
+def test_the_title_of_a_curve_names_the_methods_of_its_line(tmp_path: Path) -> None:
+    part = part_of(*kinds(("a", 100, 200), ("b", 101, 201)))
+    picture = curves.series_figure([part], "series", style.Folder(tmp_path))
+
+    assert picture is not None
+    assert picture.title.startswith("Adapter rank from 1 to 2 (fp32 with a and b adapters): ")
+    assert "fp32 + a, b" in picture.svg
 
 
 def test_given_bits_count() -> None:
@@ -624,6 +637,34 @@ def test_findings_name_the_best_within_the_limits_and_its_smaller_twins() -> Non
     ]
 
 
+def test_a_terminal_folds_the_names_of_points_and_cuts_none() -> None:
+    """What sets two points apart may stand in the middle of a long name."""
+    label = "bf16 + nf4 double + lora r4 + checkpointing 1 + fsdp2 x8 + chunked tokens 512"
+    single = label.replace(" + fsdp2 x8", "")
+    run = run_of(
+        result(lora(4), numbers(memory=2**30, step=1.0), label=label),
+        result(lora(8), numbers(memory=2**31, step=0.5), label=single),
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal.table(run, 80))
+    lines = console.export_text().splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert sum("fsdp2" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(0.0, "0.00%"), (-1e-9, "0.00%"), (0.012, "+1.20%"), (-0.3, "-30.00%")]
+)
+def test_an_error_that_rounds_to_nothing_has_no_sign(error: float, text: str) -> None:
+    found = predictions.PredictionError(
+        name="a", measurement="b", predicted="c", measured="d", error=error
+    )
+
+    assert found.error_text == text
+
+
 def test_a_front_says_how_many_of_its_points_fit_on_the_device() -> None:
     """Of a plan what the device has is a limit of its own, and the verdict speaks for it."""
     verdicts: tuple[Verdict, ...] = ("does not fit", "tight", "fits", "fits")
@@ -677,7 +718,7 @@ def test_without_accuracy_the_fastest_is_named() -> None:
         result(BF16, numbers(memory=2**29, step=1.0)),
     )
 
-    assert findings.findings(group)[-1] == "Fastest step: bf16 (1.00 s, 512 MiB)."
+    assert "Fastest step: bf16 (1.00 s, 512 MiB)." in findings.findings(group)
 
 
 def test_predictions_are_shown_with_their_error() -> None:

@@ -17,9 +17,13 @@ import pytest
 from rich.console import Console
 
 from tradebench import cli, store
+from tradebench.commands import sweep
 from tradebench.owner import Owner
 from tradebench.report import watch
 from tradebench.result import Environment, Measurement, Result
+from tradebench.runner.observer import Summary
+from tradebench.runner.options import Options
+from tradebench.suite import Suite
 
 HEADER = {
     "question": "",
@@ -217,6 +221,31 @@ def test_a_run_whose_process_is_killed_is_not_waited_for(run: Path) -> None:
     assert found.header["ended"] is None
     end(run)
     assert store.owners(run) == []
+
+
+def test_a_run_is_known_to_live_before_its_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU every point is predicted first, which takes its time."""
+
+    def supervise(trials: object, *, directory: Path, **_: object) -> Summary:
+        seen.extend(owner.state for owner in store.owners(directory))
+        return Summary(directory=directory, results=(), started=0, reused=0, interrupted=False)
+
+    seen: list[str] = []
+    monkeypatch.setattr(sweep, "supervise", supervise)
+    file = tmp_path / "watched.yaml"
+    file.write_text("# ?\nmodel: reference\nbudget: {steps: 9}\ngrid: {adapters: lora}\n")
+    sweep.sweep(
+        Suite.load(file),
+        tmp_path / "results",
+        Options(),
+        resume=False,
+        foresight=sweep.Foresight(predict=False),
+        note=print,
+    )
+
+    assert seen == ["alive"]
 
 
 @pytest.mark.slow

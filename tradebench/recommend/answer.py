@@ -10,6 +10,7 @@ from tradebench.errors import NothingToCompareError, UserError
 from tradebench.published.accuracies import LABEL, Span, named, spans
 from tradebench.recommend.candidates import Candidate, Job, candidates, known
 from tradebench.recommend.choice import CAPACITY, Choice, Goal, Judged, choose
+from tradebench.recommend.gentle import MARGIN, gentlest, reason
 from tradebench.recommend.requirements import Requirement, check, parse, spoken
 from tradebench.report.content import heading
 from tradebench.report.findings import baseline
@@ -300,6 +301,14 @@ def _notes(made: Answer) -> list[str]:
             f"{count(choice.unmeasured, 'more point')} were only predicted and did not compete: "
             "measured and predicted figures are not compared."
         )
+    if choice.best is not None:
+        other = gentlest(choice.best, choice.pool, choice.goal)
+        if other is not choice.best:
+            found.append(
+                f"{other.candidate.name} comes within {100 * MARGIN:g} % of it by "
+                f"{spoken(choice.goal.name)}, and has "
+                f"{reason(choice.best.candidate, other.candidate)}."
+            )
     if choice.out:
         left_out = listed(f"{number} {why}" for why, number in choice.out.items())
         found.append(f"Not considered: {left_out}.")

@@ -33,7 +33,7 @@ from tradebench.recommend.words import interval, percent, span_lines
 from tradebench.report.answers import Answer, Answers
 from tradebench.report.fronts import Group
 from tradebench.report.tables import TRAINING
-from tradebench.report.units import count, listed, title
+from tradebench.report.units import count, listed, scale, significant, title
 
 TITLE = "What to run on which GPUs"
 TITLE_OF_SHARES = "What to run with how much memory"
@@ -91,8 +91,10 @@ def _answer(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
         name=each.name,
         uses=_uses(machine, each, asked),
         goal=_told(run.goal) if asked.judges else "",
-        memory=_told(need),
+        usable=_usable(machine),
+        memory=_needed(need),
         room=_room(machine, need, sure=found.sure),
+        host=_host(each, several=each.ranks > 1),
         step="" if step is None else _told(step),
         clock=_clock(asked, machine),
         cost="" if cost is None else _told(replace(cost, unit="")),  # the column names it
@@ -109,6 +111,23 @@ def _told(figure: Figure) -> str:
     return f"{value} ({ends})" if ends else value
 
 
+def _needed(need: Figure) -> str:
+    """Both ends of what a device must give, which is what decides; one number where it is exact."""
+    return interval(need) or _told(need)
+
+
+def _usable(machine: Machine) -> str:
+    """What cards of this size report, which is less than they are called by."""
+    if not machine.sizes:
+        return ""
+    every = [card for size in machine.sizes for card in cards(size)]
+    least = min(card.reported_bytes[0] for card in every)
+    most = max(card.reported_bytes[1] for card in every)
+    unit = scale("needed_bytes", (most,), "B")
+    low, high = (significant(each / unit.factor) for each in (least, most))
+    return f"{low if low == high else f'{low} to {high}'} {unit.unit} usable"
+
+
 def _uses(machine: Machine, each: Candidate, asked: Question) -> str:
     if machine.sizes:
         return f"uses {each.ranks} of {machine.gpus}" if each.ranks < machine.gpus else ""
@@ -121,6 +140,15 @@ def _room(machine: Machine, need: Figure, *, sure: bool) -> str:
     if sure:
         return f"at least {amount(need.name, left, need.unit)} left" if left else ""
     return f"up to {amount(need.name, -left, need.unit)} short"
+
+
+def _host(each: Candidate, *, several: bool) -> str:
+    """What waits in the host's memory, which the machine must have as well."""
+    found = each.figure("peak_host_bytes")
+    if found is None or not found.value:
+        return ""
+    size = amount(found.name, found.value, found.unit)
+    return f"and {size} of the host's{' for each GPU' if several else ''}"
 
 
 def _clock(asked: Question, machine: Machine) -> str:
@@ -137,7 +165,7 @@ def _sure(asked: Question, choice: Choice, found: Found, run: Judged) -> Iterato
     elif asked.device is not None:
         left = found.machine.least - asked.need(run.candidate).high
         little = left < ROOM * found.machine.least
-        yield "Surely fits: the upper end of its memory does" + (", barely." if little else ".")
+        yield "Fits: the upper end of its interval does" + (", barely." if little else ".")
     if choice.kind == "measured":
         yield _measured(choice, run)
 
@@ -146,8 +174,8 @@ def _tight(machine: Machine, need: Figure) -> str:
     every = [card for size in machine.sizes for card in cards(size)]
     sure = [card.name for card in every if need.high <= card.reported_bytes[0]]
     if sure:
-        return f"Tight: surely fits only on cards that report more, such as {sure[0]}."
-    return "Tight: the interval of its memory ends above what such cards report."
+        return f"Tight: all of the interval fits only on cards that report more, such as {sure[0]}."
+    return "Tight: it may fit, and the upper end of its interval does not."
 
 
 def _measured(choice: Choice, run: Judged) -> str:
@@ -188,7 +216,11 @@ def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
     if roomy is not None:
         need = asked.need(roomy.candidate)
         left = amount(need.name, found.machine.least - need.high, need.unit)
-        told.append(f"With {left} left: {_called(asked, roomy)}, {_cost(asked, run, roomy)}.")
+        named = _called(asked, roomy)
+        if named in told[0]:
+            told[0] += f" It leaves {left}."
+        else:
+            told.append(f"With {left} left: {named}, {_cost(asked, run, roomy)}.")
     if found.taken is not None:
         told.append(
             f"{_called(asked, found.taken)} would do {_cost(asked, run, found.taken)}, but takes "
@@ -247,6 +279,7 @@ def _nothing(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
         machine=machine.name,
         gpus=machine.gpus if machine.sizes else 0,
         verdict="nothing fits",
+        usable=_usable(machine),
         number=None,
         name=NOTHING,
         sure=tuple(_helps(asked, machine, every)),
@@ -259,13 +292,23 @@ def _nothing(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
         answer,
         name=f"{NOTHING}; nearest is No. {asked.group.numbers[near.trial]}, {near.name}",
         uses=_uses(machine, near, asked),
-        memory=_told(need),
-        room=f"{amount(need.name, need.high - machine.least, need.unit)} short{of}",
+        memory=_needed(need),
+        room=_missing(machine, need) + of,
     )
 
 
+def _missing(machine: Machine, need: Figure) -> str:
+    """What the best of its cards is short of, whatever the prediction is off by, or may be."""
+    least, most = need.low - machine.bounds[-1], need.high - machine.least
+    if least == most:
+        return f"{amount(need.name, least, need.unit)} short"
+    if least > 0:
+        return f"at least {amount(need.name, least, need.unit)} short"
+    return f"up to {amount(need.name, most, need.unit)} short"
+
+
 def _helps(asked: Question, machine: Machine, every: Sequence[Found]) -> Iterator[str]:
-    """More of these cards, or larger ones, on which something surely fits."""
+    """More of these cards, or larger ones, on which something fits for certain."""
     ranks = sorted({each.ranks for each in asked.every})
     if machine.sizes and machine.gpus < ranks[0]:
         yield f"Every point here takes at least {count(ranks[0], 'GPU')}."
@@ -297,26 +340,28 @@ def _rule(asked: Question) -> str:
             f"The best {spoken(asked.goal.name)} that fits {where}; of those that are within "
             f"{100 * POINTS:g} points of it and that noise does not tell apart, the quickest."
         )
-    text = f"The point that trains most tokens a second {where}"
-    text += ", and so costs least for each where all of it is paid for" if asked.of_gpus else ""
+    text = f"Of what fits, the point that trains the most tokens per second {where}"
+    text += ": the cheapest as well, as a machine is paid for whole" if asked.of_gpus else ""
     if asked.group.kind == "predicted":
         text += (
-            f"; if another costs at most {100 * MARGIN:g} % more and has more bits for a weight or "
-            "a larger rank, that one"
+            f". Where another costs at most {100 * MARGIN:g} % more and keeps more bits of a "
+            "weight or trains a larger rank, that one"
         )
-    return f"{text}. What takes weights away (pruning, low rank) is named where nothing else fits."
+    return (
+        f"{text}. Points that take weights away (pruning, low rank) only where nothing else fits."
+    )
 
 
 def _columns(asked: Question, made: Sequence[Answer]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     goal = asked.goal.name
     memory = "Memory of a GPU" if asked.of_gpus else title(asked.memory)
     columns: list[tuple[str, tuple[str, ...]]] = [
-        ("Machine" if asked.of_gpus else "With", ("machine",)),
+        ("Machine" if asked.of_gpus else "With", ("machine", "usable")),
         ("Run", ("run", "uses")),
         *([(spoken(goal).capitalize(), ("goal",))] if any(each.goal for each in made) else []),
-        (memory, ("memory", "room")),
+        (memory, ("memory", "room", "host")),
         ("Step", ("step", "clock")),
-        (f"GPU-hours for {MILLION}", ("cost",)),
+        (f"Cost of {MILLION} (GPU-hours)", ("cost",)),
         (f"Price of {MILLION}", ("money",)),
         ("How sure", ("sure", "other")),
     ]
@@ -339,7 +384,7 @@ def _notes(asked: Question, found: Sequence[Found]) -> Iterator[str]:
             yield (
                 f"Step times, and the costs that follow from them, are those of {asked.device.name}"
                 " with its links; memory holds for any card. Where a size has several cards, it "
-                "surely fits if it does on the one that reports least. Errors of a prediction move "
+                "fits if it does on the one that reports least. Errors of a prediction move "
                 "all points alike: two costs compare better than either of them is known."
             )
         yield from _record(several=any(each.ranks > 1 for each in chosen))

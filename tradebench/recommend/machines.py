@@ -31,14 +31,18 @@ POINTS = 0.005  # of accuracy, that no one waits longer for
 class Machine:
     """So many GPUs of a nominal size, in GB, or a limit on memory where there is no size.
 
-    `least` and `most` are the bytes that the cards of this size report; a limit is both.
+    `bounds` are the bytes that its cards report, from what all of them have to what only some do.
     """
 
     gpus: int
     sizes: tuple[int, ...] = ()
     limit: str = ""
-    least: float
-    most: float
+    bounds: tuple[float, ...]
+
+    @property
+    def least(self) -> float:
+        """What is there on every card of this size."""
+        return self.bounds[0]
 
     @property
     def name(self) -> str:
@@ -177,7 +181,7 @@ def _limits(asked: Question) -> list[Machine]:
         bound = share * figure.high
         size = amount(figure.name, bound, figure.unit)
         limit = f"{words.format(plain.name)} ({size})"
-        found.append(Machine(gpus=most, limit=limit, least=bound, most=bound))
+        found.append(Machine(gpus=most, limit=limit, bounds=(bound,)))
     return found
 
 
@@ -198,12 +202,9 @@ def _machines(asked: Question) -> list[Machine]:
 
 def _machine(gpus: int, size: int) -> Machine:
     every = cards(size)
-    return Machine(
-        gpus=gpus,
-        sizes=(size,),
-        least=min(card.reported_bytes[0] for card in every),
-        most=max(card.reported_bytes[1] for card in every),
-    )
+    sure = sorted({card.reported_bytes[0] for card in every})
+    most = max(card.reported_bytes[1] for card in every)
+    return Machine(gpus=gpus, sizes=(size,), bounds=(*sure, most))
 
 
 def cards(size: int) -> list[Device]:
@@ -214,11 +215,14 @@ def cards(size: int) -> list[Device]:
 def choose_for(asked: Question, machine: Machine) -> Found:
     """What fits on every card of this size, else what fits on some, or may."""
     able = [each for each in asked.every if each.ranks <= machine.gpus]
-    for bound, sure in ((machine.least, True), (machine.most, False)):
+    for bound in machine.bounds:
+        sure = bound == machine.least
         need = Requirement(name=asked.memory, sign="<=", bound=bound)
         choice = choose(able, asked.goal, [need])
-        if choice.best is None or (sure and choice.best.verdict != "yes"):
+        # Whatever may fit somewhere counts where nothing surely does on any card.
+        if choice.best is None or (choice.best.verdict != "yes" and bound != machine.bounds[-1]):
             continue
+        sure = sure and choice.best.verdict == "yes"
         taken = None
         whole = [each.candidate for each in choice.pool if keeps_weights(each)]
         if not asked.judges and whole and not keeps_weights(choice.best):

@@ -38,6 +38,10 @@ def sentence(made: Answer) -> str:
     best = choice.best
     ends = interval(best.goal)
     figure = f"{_of(best.goal)}{f' ({ends})' if ends else ''}"
+    if choice.alike and choice.kind != "measured":
+        # One of those may be better by what is rounded away; it takes no fewer GPUs.
+        share = "shares" if len(choice.alike) == 1 else "share"
+        figure += f", which {count(len(choice.alike), 'other')} {share}"
     needs = _needs(choice, best)
     pool = count(len(choice.pool), "point")
     if best.verdict == "possibly":

@@ -190,11 +190,12 @@ def _course(found: FrontSeries) -> str:
     worst = (
         ""
         if found.fixed
-        else f"; where the suite sets no limit, a tenth beyond the worst of {found.runs[0]}"
+        else f" (where the suite sets no limit, a tenth beyond the worst of {found.runs[0]})"
     )
     return (
-        f"  {course(found.values)} covers {now}{span} ({len(found.runs)} runs; {before} in the run "
-        f"before) of the space between perfection and {found.corner}{worst}"
+        f"  {course(found.values)} hypervolume {now}{span} ({len(found.runs)} runs; {before} in "
+        f"the run before): the share of all that is better than {found.corner}{worst} which it "
+        "reaches"
     )
 
 

@@ -29,10 +29,12 @@ class Answer:
         verdict: Whether the point fits whatever the prediction is off by, may fit, or none does.
         number: The point's number in the tables of the report; None where nothing fits.
         name: The point to run; what is nearest where nothing fits.
+        usable: What a GPU of the machine reports.
         uses: How many of the machine's GPUs it takes, where that is not all.
         goal: The figure that it was chosen by, where no other column shows it.
         memory: The most memory that one GPU needs, with its interval.
         room: What is left of the GPU, or what is missing.
+        host: What waits in the host's memory meanwhile.
         step: Time of a step, with its interval.
         clock: Whose clock that is, where it is not this machine's.
         cost: GPU-hours for `Answers.tokens`, with their interval.
@@ -46,10 +48,12 @@ class Answer:
     verdict: Verdict
     number: int | None
     name: str
+    usable: str = ""
     uses: str = ""
     goal: str = ""
     memory: str = ""
     room: str = ""
+    host: str = ""
     step: str = ""
     clock: str = ""
     cost: str = ""
@@ -112,7 +116,7 @@ def draw(found: Answers) -> list[RenderableType]:
         cost = f"{each.cost} GPU-hours for a million tokens" if each.cost else ""
         price = f"price {each.money}" if each.money else ""
         parts = (
-            (word, each.memory, each.room, each.uses),
+            (word, each.memory, each.room, each.host, each.uses),
             (each.goal,),
             (each.step, each.clock),
             (cost,),

@@ -49,7 +49,8 @@ def memory_figure(group: Group, name: str, out: Folder) -> Picture | None:
     found = [p for p in group.ordered if any(_category(c) in p.estimates for c in CATEGORIES)]
     if not found:
         return None
-    rows, left_out = _rows(group, found)
+    least = min(found, key=_total)
+    rows, left_out = _rows(group, found, least)
     totals = [_total(point) for point in rows]
     order = sorted(range(len(rows)), key=totals.__getitem__)
     rows, totals = [rows[at] for at in order], [totals[at] for at in order]
@@ -70,7 +71,7 @@ def memory_figure(group: Group, name: str, out: Folder) -> Picture | None:
             figure,
             name,
             out,
-            title=_least(found, unit),
+            title=_least(found, least, unit),
             caption="Memory by category: what the tensors were for at the moment of the highest "
             "total; the parts of a bar add up to the peak tensor memory. Smallest at the top. "
             f"{left_out}".strip(),
@@ -130,8 +131,10 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Folder)
     found = [p for p in group.ordered if any(each in p.estimates for each in wanted)]
     if not found:
         return None
-    rows, left_out = _rows(group, found)
     first = f"accuracy.{tasks[0]}"
+    scored = [point for point in found if first in point.estimates]
+    best = max(scored, key=lambda point: point.estimates[first].value, default=None)
+    rows, left_out = _rows(group, found, best)
     rows.sort(key=lambda p: -(p.value(first) or 0.0))
     bars = intervals(p.estimates[each] for p in rows for each in wanted if each in p.estimates)
     caption = (
@@ -152,7 +155,7 @@ def _accuracy_figure(group: Group, tasks: Sequence[str], name: str, out: Folder)
             figure,
             name,
             out,
-            title=_best_accuracy(group, found, first),
+            title=_best_accuracy(group, scored, best, first),
             caption=caption.strip(),
             alt=f"Accuracy on {', '.join(tasks)} before and after training for each point. "
             f"Highest: {rows[0].name}.",
@@ -188,7 +191,10 @@ def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
     found = [point for point in group.ordered if "step_seconds" in point.estimates]
     if not found:
         return None
-    rows, left_out = _rows(group, found)
+    fitting = [point for point in found if point.fit is not None and point.fit.verdict == "fits"]
+    able = fitting or found
+    best = min(able, key=lambda point: point.estimates["step_seconds"].value)
+    rows, left_out = _rows(group, found, best)
     rows.sort(key=lambda p: p.estimates["step_seconds"].value)
     times = [p.estimates["step_seconds"] for p in rows]
     unit = scale("step_seconds", (each.value for each in times), times[0].unit)
@@ -204,16 +210,15 @@ def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
             figure,
             name,
             out,
-            title=_fastest(group, found, unit),
+            title=_fastest(group, able, best, unit),
             caption=f"Step time. Fastest at the top. {intervals(times)} {left_out}".strip(),
             alt=f"Time of one optimizer step for each point. Fastest: {rows[0].name}, "
             f"{unit.text(times[0].value)}.",
         )
 
 
-def _least(found: Sequence[Point], unit: Scale) -> str:
-    """Say which point takes least, and how much less than the one without techniques."""
-    least = min(found, key=_total)
+def _least(found: Sequence[Point], least: Point, unit: Scale) -> str:
+    """Say what takes least, and how much less than the point without techniques."""
     each = f" on each of {count(_devices(least), 'device')}" if _devices(least) > 1 else ""
     text = f"Least memory: {unit.text(_total(least))}{each} with {drawable(least.name, MAX_TITLE)}"
     plain = baseline(found)
@@ -232,22 +237,19 @@ def _devices(point: Point) -> int:
     return int(point.settings.get("sharding", {}).get("degree", 1))
 
 
-def _fastest(group: Group, found: Sequence[Point], unit: Scale) -> str:
+def _fastest(group: Group, able: Sequence[Point], best: Point, unit: Scale) -> str:
     """Say what steps fastest; of a plan, of what fits."""
-    fitting = [point for point in found if point.fit is not None and point.fit.verdict == "fits"]
-    best = min(fitting or found, key=lambda point: point.estimates["step_seconds"].value)
-    words = "Shortest step that fits" if fitting else "Shortest step"
+    fits = best.fit is not None and best.fit.verdict == "fits"
+    words = "Shortest step that fits" if fits else "Shortest step"
     time = unit.text(best.estimates["step_seconds"].value)
-    like = _like_it(group, best, fitting or found, "step_seconds")
+    like = _like_it(group, best, able, "step_seconds")
     return f"{words}: {time} with {drawable(best.name, MAX_TITLE)}{like}"
 
 
-def _best_accuracy(group: Group, found: Sequence[Point], name: str) -> str:
+def _best_accuracy(group: Group, scored: Sequence[Point], best: Point | None, name: str) -> str:
     """Say what scores highest."""
-    scored = [point for point in found if name in point.estimates]
-    if not scored:
+    if best is None:
         return "Accuracy before training; none was measured after it"
-    best = max(scored, key=lambda point: point.estimates[name].value)
     value = best.estimates[name].value
     number = scale(name, [value], "1").text(value)
     like = _like_it(group, best, scored, name)
@@ -268,17 +270,19 @@ def _category(category: str) -> str:
     return f"peak_{category}_bytes"
 
 
-def _rows(group: Group, found: Sequence[Point]) -> tuple[list[Point], str]:
+def _rows(group: Group, found: Sequence[Point], best: Point | None) -> tuple[list[Point], str]:
     """Return the points to draw and, where there are too many, which of them these are.
 
     Of many points the front is drawn, evenly thinned if it is long, and the best point with each
-    method that nothing on the front has.
+    method that nothing on the front has. The `best`, which the title names, is always there.
     """
     if len(found) <= MAX_ROWS:
         return list(found), ""
     front = [point for point in found if group.standing(point).label == "front"]
     step = max(1.0, len(front) / FEW)
     rows = [front[int(at * step)] for at in range(min(len(front), FEW))]
+    if best is not None and best not in rows:
+        rows[FEW - 1 :] = [best]
     seen = {method for point in rows for method in _methods(point)}
     for point in found:
         if len(rows) < FEW and not _methods(point) <= seen:

@@ -135,15 +135,13 @@ def scatter(look: Encoding) -> Specification:
 def maps() -> Specification:
     """The best value in every cell of two settings, one map for each value of a third.
 
-    A cell has `across`, `up` and `each`, where these stand among their settings (`across_at` and so
-    on), its value as `text`, how strong it is painted (`share`, 0 to 1) and the number of the point
-    that it stands for; empty cells have none.
+    A cell has `across`, `up` and `each`, their places `column`, `row` and `page`, its value as
+    `text`, how deep it is painted (`share`, 0 to 1) and the number of the point that it stands
+    for; empty cells have none.
     """
     base = alt.Chart().encode(
-        x=alt.X("across:O", title="$x", sort=_placed("across")).axis(
-            labelAngle=-35, labelLimit=150
-        ),
-        y=alt.Y("up:O", title="$y", sort=_placed("up")).axis(labelLimit=170),
+        x=alt.X("across:O", title="$x", sort=_by("column")).axis(labelAngle=-35, labelLimit=150),
+        y=alt.Y("up:O", title="$y", sort=_by("row")).axis(labelLimit=170),
         tooltip=[
             alt.Tooltip("name:N", title="Point"),
             alt.Tooltip("text:N", title="$value"),
@@ -159,7 +157,7 @@ def maps() -> Specification:
     )
     return _finished(
         drawn.facet(
-            facet=alt.Facet("each:N", title=None, sort=_placed("each")).header(
+            facet=alt.Facet("each:N", title=None, sort=_by("page")).header(
                 labelColor=TEXT, labelFontSize=13, labelAnchor="start", labelLimit=400
             ),
             columns=2,
@@ -167,9 +165,8 @@ def maps() -> Specification:
     )
 
 
-def _placed(field: str) -> alt.EncodingSortField:
-    """Sort by where a setting stands; the order of the data is lost where cells are empty."""
-    return alt.EncodingSortField(field=f"{field}_at", op="min")
+def _by(field: str) -> alt.EncodingSortField:
+    return alt.EncodingSortField(field=field, op="min", order="ascending")
 
 
 def memory() -> Specification:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from tradebench.trial import SHAPE
 
 if TYPE_CHECKING:
     from tradebench.store import Run
+    from tradebench.techniques import Technique
 
 FED = ("tokens_per_step", "padding_share")
 MAX_COLUMNS = 12
@@ -61,6 +61,13 @@ class Cell:
     text: str = ""
     margin: str = ""
     value: float | None = None
+
+    @property
+    def full(self) -> str:
+        """The number with its uncertainty on one line: `2.46 ± 0.1`, or `2.46 (2.06 to 3.77)`."""
+        if not self.margin:
+            return self.text
+        return f"{self.text} {self.margin if self.margin.startswith('±') else f'({self.margin})'}"
 
 
 Mood = Literal["good", "bad", "unsure", "quiet"]
@@ -247,21 +254,37 @@ def unfit(group: Group) -> tuple[Ending, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """What a part of points' names stands for, and who described it first."""
+    """What a part of points' names stands for, what its settings are, and its source."""
 
     name: str
     meaning: str
+    settings: tuple[str, ...]
     source: str
 
 
 def glossary(group: Group) -> tuple[Term, ...]:
-    """Return every technique that a point's name speaks of, by slot."""
-    found: dict[str, Term] = {}
+    """Return every technique that a point's name speaks of, by slot, with what is set of it."""
+    found: dict[str, list[Technique]] = {}
     for point in group.points:
         for part in point.asked.techniques if point.asked is not None else ():
-            name = f"{part.slot}: {part.method}"
-            found.setdefault(name, Term(name=name, meaning=part.summary(), source=part.cite))
-    return tuple(found[name] for name in sorted(found))
+            found.setdefault(f"{part.slot}: {part.method}", []).append(part)
+    return tuple(
+        Term(
+            name=name,
+            meaning=parts[0].summary(),
+            settings=tuple(_settings(parts)),
+            source=parts[0].cite,
+        )
+        for name, parts in sorted(found.items())
+    )
+
+
+def _settings(parts: Sequence[Technique]) -> Iterator[str]:
+    """Describe the fields that some point of a technique sets."""
+    named = {name for part in parts for name in part.model_fields_set}
+    for name, field in type(parts[0]).model_fields.items():
+        if name in named and name != "method" and field.description:
+            yield f"{name}: {field.description}"
 
 
 def workload(group: Group) -> str:
@@ -289,12 +312,10 @@ class Place:
 
 def places(run: Run) -> tuple[Place, ...]:
     """Return every place that Results were made in, the most used first."""
-    found = _by_place(run)
-    several = len({kind for kind, _ in found}) > 1
-    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    ordered = sorted(_by_place(run).items(), key=lambda item: -len(item[1]))
     return tuple(
         Place(
-            results=count(len(each), f"{kind} result" if several else "result"),
+            results=count(len(each), f"{kind} result"),
             parts=_parts(each),
         )
         for (kind, _), each in ordered
@@ -365,8 +386,8 @@ def cautions(run: Run, groups: Iterable[Group]) -> tuple[str, ...]:
         for text, names in points.items()
     ]
     found += _shared_machines(run)
-    # Kinds are never compared: what differs between them is no news.
-    if max(Counter(kind for kind, _ in _by_place(run)).values(), default=0) > 1:
+    # A prediction is for its device, wherever it is made.
+    if sum(kind == "measured" for kind, _ in _by_place(run)) > 1:
         found.append(
             "The points come from different environments: memory compares between machines with "
             "the same device, step time does not."

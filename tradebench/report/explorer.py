@@ -21,8 +21,6 @@ from tradebench.report.tables import Point
 from tradebench.report.units import scale, show
 from tradebench.result import CATEGORIES
 
-# Distinct sizes of the cards people own, and how many of them stand in a machine.
-COUNTS = (1, 2, 4, 8)
 MAX_NAME = 400
 MOMENTS = 80  # of a step's memory, which are drawn
 FINE = 1000  # steps of a drawing's height
@@ -31,12 +29,16 @@ MILLION_IN_HOURS = scale("device_seconds_per_token", (), "s").factor
 
 
 def gpu_sizes() -> list[dict[str, Any]]:
-    """Return each nominal size of the catalogue once, with the least that its drivers report."""
+    """Return each nominal size of the catalogue once, with the least and most that is reported."""
     sizes: dict[int, list[int]] = {}
     for device in DEVICES.values():
-        sizes.setdefault(device.memory_bytes, []).append(device.reported_bytes[0])
+        sizes.setdefault(device.memory_bytes, []).extend(device.reported_bytes)
     return [
-        {"name": f"{size // GIB} GB", "gib": round(min(reported) / GIB, 3)}
+        {
+            "name": f"{size // GIB} GB",
+            "gib": round(min(reported) / GIB, 3),
+            "most": round(max(reported) / GIB, 3),
+        }
         for size, reported in sorted(sizes.items())
     ]
 

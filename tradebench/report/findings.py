@@ -27,7 +27,9 @@ def findings(group: Group) -> list[str]:
     sentences += [_alike(group), _cover(group)]
     if group.absent:
         names = listed(title(name).lower() for name in group.absent)
-        sentences.append(f"No point of this run has a value for {names}.")
+        predicted = group.kind == "predicted"
+        why = "; accuracy is measured and never predicted" if predicted else ""
+        sentences.append(f"No point of this run has a value for {names}{why}.")
     return [sentence for sentence in sentences if sentence]
 
 
@@ -146,13 +148,19 @@ def _smaller_twin(group: Group, point: Point, best: Point, goal: str) -> bool:
 
 
 def _facts(group: Group, point: Point, goal: str) -> str:
-    """Return the goal with its 95 % interval, then memory and step time."""
+    """Return the goal with its interval, then memory and step time."""
     estimate = point.estimates[goal]
     unit = scale(goal, [estimate.value], estimate.unit)
     error = Z95 * group.error(point, goal)
     number = significant(estimate.value / unit.factor)
-    spread = f" ± {significant(error / unit.factor, 2)}" if error else ""
-    facts = [f"{number}{spread} {unit.unit}".strip()]
+    if estimate.predicted:
+        ends = [significant(each / unit.factor) for each in estimate.interval or ()]
+        facts = [
+            f"{number} {unit.unit}".strip() + (f", between {' and '.join(ends)}" if ends else "")
+        ]
+    else:
+        spread = f" ± {significant(error / unit.factor, 2)}" if error else ""
+        facts = [f"{number}{spread} {unit.unit}".strip()]
     for name in dict.fromkeys([group.memory, "step_seconds"]):
         if name and name != goal and name in point.estimates:
             facts.append(show(name, point.estimates[name].value, point.estimates[name].unit))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 MAX_LINES = 44
 MAX_NAME = 90
-# Shares of the width of the text: the mark, a verdict, a number, and one with its interval.
-MARK, VERDICT, NUMBER, SPREAD = 0.04, 0.18, 0.12, 0.155
+# Shares of the width of the text: the mark, a verdict, a number, and a letter of its interval.
+MARK, VERDICT, NUMBER, LETTER = 0.04, 0.18, 0.1, 0.011
 LEAST_NAME, MOST_NAME = 0.2, 0.6
 GAP = 0.02  # between columns
 LETTERS = 72  # of small print that fill the width, where a line breaks early
@@ -77,7 +77,8 @@ def _table(group: Group) -> str:
     # Of a plan it must be said which points fit.
     told = any(row.outcome != "ok" for row in every)
     widths = [
-        SPREAD if any(row.cells[at].margin for row in every) else NUMBER for at in range(len(shown))
+        NUMBER + LETTER * max((len(row.cells[at].margin) for row in every), default=0)
+        for at in range(len(shown))
     ]
     name = min(MOST_NAME, max(LEAST_NAME, 1 - MARK - VERDICT * told - sum(widths)))
     rows = _fitting(every, name, told)
@@ -87,7 +88,7 @@ def _table(group: Group) -> str:
     caption = f"{group.title[:1].upper()}{group.title[1:]}. {notes}".strip()
     marks = (
         r" $\bullet$: on the Pareto front with $P \geq 0.9$; $\circ$: with $0.1 \leq P < 0.9$."
-        r" $\pm$: half of the 95\,\% interval."
+        r" $\pm$: half of the 95\,\% interval; in brackets: its ends."
     )
     verdict = [rf"p{{{VERDICT - GAP:.2f}\linewidth}}"] if told else []
     columns = ["c", rf"p{{{name:.2f}\linewidth}}", *verdict, "r" * len(shown)]
@@ -134,7 +135,7 @@ def _cells(row: content.Row, told: bool) -> Iterable[str]:
     if told:
         yield rf"\raggedright {escape(row.outcome)}"
     for cell in row.cells:
-        yield escape(f"{cell.text} {cell.margin}".strip())
+        yield escape(cell.full)
 
 
 def _line(cells: Iterable[str]) -> str:

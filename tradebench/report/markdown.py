@@ -127,7 +127,7 @@ def ladder_blocks(ladder: Ladder) -> list[str]:
         name = row.point.name if row.number == 0 else f"+ {row.added}"
         cells = [str(row.number), escape(shorten(name, MAX_NAME)), row.point.status_text]
         for rise in rung.rises:
-            cells.append(f"{rise.cell.text} {rise.cell.margin}".strip())
+            cells.append(rise.cell.full)
             cells += [each.text if each else "" for each in (rise.before, rise.baseline)]
         lines.append(_line(cells))
     remarks = [
@@ -144,7 +144,7 @@ def _table(columns: Sequence[content.Column], rows: Iterable[content.Row]) -> st
     heads = ["No.", "Front", "Point", "Status", *(column.head for column in columns)]
     lines = [_line(map(escape, heads)), _line(["---"] * 4 + ["---:"] * len(columns))]
     for row in rows:
-        cells = (f"{cell.text} {cell.margin}".strip() for cell in row.cells)
+        cells = (cell.full for cell in row.cells)
         name = escape(shorten(row.name, MAX_NAME))
         lines.append(_line([str(row.number), row.mark, name, row.outcome, *cells]))
     return "\n".join(lines)

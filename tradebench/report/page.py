@@ -138,6 +138,13 @@ class Section:
         )
 
     @property
+    def bars(self) -> str:
+        """What the bars of the page's drawing are."""
+        if self.group.kind == "predicted":
+            return "what cannot be known without the device; of many points, on the front only"
+        return "95 % intervals"
+
+    @property
     def workload(self) -> str:
         """What a step is."""
         return content.workload(self.group)
@@ -252,7 +259,6 @@ def _html(run: Run, found: Sequence[Section], compared: Comparison | None) -> st
         remarks=content.remarks(run),
         sections=found,
         gpus=explorer.gpu_sizes(),
-        counts=explorer.COUNTS,
         compared=compared,
         kinds=list(dict.fromkeys(group.kind for group in shown)),
         errors=errors,

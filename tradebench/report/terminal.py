@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_NAME = 120
 MAX_ROWS = 40
 MIN_NAME = 20
+NARROW_STATUS = 14
 ROOMY = 120
 STATUS_STYLES = {"ok": "green", "skipped": "dim", "failed": "red"}
 
@@ -75,7 +76,7 @@ def _table(group: Group, width: int | None) -> Table:
     drawn.add_column("point", overflow="fold", min_width=MIN_NAME if narrow else None)
     told = any(row.status_text not in ("ok", "fits") for row in found)
     if told:
-        drawn.add_column("status", overflow="fold")
+        drawn.add_column("status", overflow="fold", max_width=NARROW_STATUS if narrow else None)
     for column in shown:
         head = f"{_short(column.title)}\n{column.scale.unit}"
         drawn.add_column(

@@ -4,6 +4,7 @@ import {peakDrawing, stepDrawing} from "./drawings.js";
 import {element} from "./elements.js";
 import {embed} from "./embedding.js";
 import {sized} from "./numbers.js";
+import {judged} from "./rows.js";
 import {called, described, valued} from "./telling.js";
 
 const SUITE = "Suite file: save it as point.yaml, then run tradebench run point.yaml";
@@ -11,7 +12,10 @@ const CODE = "Settings of transformers and peft";
 
 export function openCard(dialog, point, group, question) {
   const summary = [
-    point.status, ...point.reasons, point.advice, described(point, group, question),
+    judged(point, group, question)?.textContent ?? point.status,
+    ...point.reasons,
+    point.advice,
+    described(point, group, question),
   ];
   const facts = group.columns.flatMap((column, at) =>
     [element("dt", {}, column.head), element("dd", {}, valued(point, at, group))]);

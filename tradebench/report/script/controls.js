@@ -29,12 +29,15 @@ export class Controls {
   // The slider is even in powers of two.
   #prepare() {
     const {least, most, unit, points} = this.#group;
-    const {memory} = this.#fields;
+    const {gpus, memory} = this.#fields;
     const isSmall = unit.name === "MiB";
     const largest = isSmall ? most : Math.max(most, GIB_OF_LARGEST_CARD);
     memory.closest(".controls").hidden = !most;
     memory.min = most ? Math.log2(least / MARGIN) : 0;
     memory.max = most ? Math.log2(largest * MARGIN) : 0;
+    // A machine of another number of GPUs is one that no point was made for.
+    const counts = [...new Set(points.map((point) => point.gpus))].sort((a, b) => a - b);
+    gpus.append(...counts.map((count) => new Option(count)));
     this.#machines.hidden = isSmall && points.every((point) => point.gpus === 1);
     for (const card of this.#cards) {
       // A model of a few MiB fits every card: that is all that these would tell.
@@ -81,7 +84,8 @@ export class Controls {
     if (isMost && gpus.selectedIndex === gpus.options.length - 1) return UNLIMITED;
     const gib = 2 ** Number(memory.value);
     const card = this.#cards.find((each) => Math.abs(Number(each.dataset.gib) - gib) < SAME_GIB);
-    const each = {gib, size: card?.textContent ?? sized(gib, this.#group.unit)};
+    const size = card?.textContent ?? sized(gib, this.#group.unit);
+    const each = {gib, most: Number(card?.dataset.most ?? gib), size};
     return this.#machines.hidden ? {...each, gpus: 1, name: each.size}
       : {...each, gpus: Number(gpus.value), name: `${gpus.value} × ${each.size}`};
   }

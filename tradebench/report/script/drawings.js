@@ -91,14 +91,17 @@ function staircase(points, columns, [x, y]) {
 export function mapsDrawing(group, question, {across, up, each, value}) {
   const {choices, columns} = group;
   const cells = bestCells(group, question, {across, up, each, value});
-  const paint = painted([...cells.values()].map(({best}) => best.values[value][0]));
-  const pages = each < 0 ? ["every point"]
+  // As deep whichever points are kept: a colour means a number, not a place among what is left.
+  const paint = painted(group.points.flatMap(({values}) => values[value]?.[0] ?? []));
+  const named = each < 0 ? ["every point"]
     : choices[each].values.map((text) => `${choices[each].title}: ${text}`);
-  const drawn = pages.flatMap((page, each_at) =>
-    choices[up].values.flatMap((row, up_at) =>
-      choices[across].values.map((column, across_at) => ({
-        across: column, up: row, each: page, across_at, up_at, each_at,
-        ...told(cells.get(keyOf(each_at, up_at, across_at)), value, paint),
+  const held = new Set([...cells.keys()].map((key) => Number(key.split(",")[0])));
+  const pages = named.map((text, page) => ({text, page})).filter(({page}) => held.has(page));
+  const drawn = pages.flatMap(({text, page}) =>
+    choices[up].values.flatMap((row, down) =>
+      choices[across].values.map((column, along) => ({
+        across: column, up: row, each: text, column: along, row: down, page,
+        ...told(cells.get(keyOf(page, down, along)), value, paint),
       }))));
   return {
     title: `${columns[value].head}, the best of the points kept above, by `

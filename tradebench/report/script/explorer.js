@@ -3,10 +3,10 @@
 import {openCard} from "./card.js";
 import {Controls} from "./controls.js";
 import {mapsDrawing, scatterDrawing} from "./drawings.js";
-import {numbersOf, offer} from "./elements.js";
+import {element, numbersOf, offer} from "./elements.js";
 import {LiveDrawing} from "./embedding.js";
 import {enclosed, grouped, isKept} from "./fitting.js";
-import {PointRow, makeOpening} from "./rows.js";
+import {AnswerRow, PointRow, makeOpening} from "./rows.js";
 import {answer} from "./telling.js";
 
 // What `explorer.py` packed: JSON in gzip in base 64.
@@ -26,6 +26,7 @@ class Explorer {
   #group;
   #controls;
   #rows = new Map(); // by the number of their point
+  #answers = []; // rows of the table above, each with the number of its point
   #inside = null; // the numbers of the points in the box over the drawing; null without a box
   #scatter;
   #maps = null; // null where no two settings were tried together
@@ -111,10 +112,13 @@ class Explorer {
       this.#rows.set(Number(row.dataset.number), new PointRow(row));
       this.#opensPoint(row, row.dataset.number);
     }
-    const answers = `[data-of="${this.#root.dataset.group}"] tr[data-point]`;
-    for (const row of document.querySelectorAll(answers)) {
+    const answers = document.querySelector(`[data-of="${this.#root.dataset.group}"]`);
+    for (const row of answers?.querySelectorAll("tr[data-point]") ?? []) {
+      this.#answers.push([Number(row.dataset.point), new AnswerRow(row)]);
       this.#opensPoint(row, row.dataset.point);
     }
+    // What is to be trained, and its price, stand where they are answered first.
+    answers?.querySelector("table").before(this.#find(".job"));
   }
 
   #opensPoint(row, text) {
@@ -145,7 +149,8 @@ class Explorer {
   #update() {
     this.#tell();
     this.#scatter.refresh();
-    this.#maps?.refresh();
+    // A map without a kept point is left out, so that there may be more or fewer of them.
+    this.#maps?.draw();
   }
 
   // All that is text: the answer, the table, how many points are kept.
@@ -153,7 +158,11 @@ class Explorer {
     const {points} = this.#group;
     const question = this.#question;
     this.#controls.show(question.machine);
-    this.#find(".answer").textContent = answer(this.#group, question);
+    const told = answer(this.#group, question).map((text) => element("p", {}, text));
+    this.#find(".answer").replaceChildren(...told);
+    for (const [number, row] of this.#answers) {
+      row.show(this.#group.byNumber.get(number), question);
+    }
     for (const point of points) {
       this.#rows.get(point.number)?.show(point, this.#group, question);
     }

@@ -3,11 +3,12 @@
 // A question is all that the reader has chosen: the `machine`, the `words` that a name must have,
 // the numbers of the points `inside` the box over the drawing (null without one), how many million
 // `tokens` to train on and the `price` of a GPU-hour. A machine has a `name`, so many `gpus`, and
-// so many `gib` on each. A group is what `explorer.py` packed, and what `grouped` finds in it.
+// on each of them so many `gib` whichever card of its size it is, and `most` on some. A group is
+// what `explorer.py` packed, and what `grouped` finds in it.
 
 import {unitOf} from "./numbers.js";
 
-export const UNLIMITED = {name: "any memory", gpus: Infinity, gib: Infinity};
+export const UNLIMITED = {name: "any memory", gpus: Infinity, gib: Infinity, most: Infinity};
 const ROUNDING = 1.0001; // a card holds what needs all of it, though both were rounded
 const HAIR = 0.05;
 
@@ -34,7 +35,7 @@ export function verdict(point, machine) {
   if (!point.needs || point.gpus > machine.gpus) return "no";
   const [least, most] = point.needs;
   if (most <= machine.gib * ROUNDING) return "fits";
-  return least <= machine.gib ? "tight" : "no";
+  return least <= machine.most * ROUNDING ? "tight" : "no";
 }
 
 export function isKept(point, {machine, words, inside}) {
@@ -63,6 +64,10 @@ function rank(point, group) {
   return point.cost ? point.cost[0] / point.gpus : Infinity;
 }
 
+// Of points that may fit, those first that need least at worst.
+export const likeliest = (points, group) =>
+  ranked(points, group).toSorted((one, other) => one.needs[1] - other.needs[1]);
+
 // Whether all weights are left, then how many bits of each, then the rank of an adapter.
 function leavesMore(point, other) {
   const at = point.left.findIndex((each, place) => each !== other.left[place]);
@@ -70,9 +75,12 @@ function leavesMore(point, other) {
 }
 
 // The points in the order in which to run them. Of predictions that take the same time the one that
-// leaves more of the model comes first: a hair is no reason for fewer bits or a smaller rank.
+// leaves more of the model comes first: a hair is no reason for fewer bits or a smaller rank. Those
+// that take weights away are only for where nothing else fits.
 export function ranked(points, group) {
-  const sorted = points.toSorted((one, other) => rank(one, group) - rank(other, group));
+  const whole = points.filter(({left}) => left[0]);
+  const able = isSettledByTime(group) && whole.length ? whole : points;
+  const sorted = able.toSorted((one, other) => rank(one, group) - rank(other, group));
   if (!sorted.length || !isSettledByTime(group)) return sorted;
   const longest = rank(sorted[0], group) * (1 + HAIR);
   const near = sorted.filter((point) => rank(point, group) <= longest);

@@ -1,6 +1,7 @@
 // The rows of tables that speak of points: those of every point, and those of the answers above.
 
 import {isKept, isLimited, verdict} from "./fitting.js";
+import {priced} from "./telling.js";
 
 const VERDICTS = {
   fits: {mood: "good", words: "fits"},
@@ -24,13 +25,32 @@ export class PointRow {
 
   show(point, group, question) {
     this.#node.hidden = !isKept(point, question);
-    Object.assign(this.#status, this.#judged(point, group, question));
+    Object.assign(this.#status, judged(point, group, question) ?? this.#written);
+  }
+}
+
+// The verdict on a planned point on the machine that its reader has chosen; null without one.
+export function judged(point, {kind}, {machine}) {
+  if (!isLimited(machine) || !point.needs || kind !== "predicted") return null;
+  const {mood, words} = VERDICTS[verdict(point, machine)];
+  return {className: `status ${mood}`, textContent: `${words} ${machine.name}`};
+}
+
+// A row of the answers, whose cost is of so many tokens as its reader trains on.
+export class AnswerRow {
+  #cell;
+  #written;
+
+  constructor(node) {
+    this.#cell = node.querySelector("[data-head^=Cost] bdi");
+    this.#written = this.#cell?.textContent;
   }
 
-  #judged(point, {kind}, {machine}) {
-    if (!isLimited(machine) || !point.needs || kind !== "predicted") return this.#written;
-    const {mood, words} = VERDICTS[verdict(point, machine)];
-    return {className: `status ${mood}`, textContent: `${words} ${machine.name}`};
+  show(point, question) {
+    if (!this.#cell) return;
+    const {tokens, price} = question;
+    const asked = tokens !== 1 || price ? priced(point, question) : "";
+    this.#cell.textContent = asked || this.#written;
   }
 }
 

@@ -1,6 +1,6 @@
 // What the page says of a point, and its answer to what fits, in sentences.
 
-import {isLimited, isSettledByTime, ranked, verdict} from "./fitting.js";
+import {isLimited, isSettledByTime, likeliest, ranked, verdict} from "./fitting.js";
 import {digits, marginal, plural, sized, spanned} from "./numbers.js";
 
 export const called = (point) => `No. ${point.number}: ${point.name}`;
@@ -15,7 +15,7 @@ export function valued(point, at, group) {
 }
 
 // Hours on all devices of a point, and of one, with the ends of their interval, and money.
-function priced(point, {tokens, price}) {
+export function priced(point, {tokens, price}) {
   if (!point.cost || !tokens) return "";
   const hours = (times) => spanned(point.cost.map((each) => each * tokens * times));
   const ofOne = point.gpus === 1 ? "" : ` = ${hours(1)} device-hours`;
@@ -33,29 +33,36 @@ export function described(point, group, question) {
   ].filter(Boolean).join("; ");
 }
 
-// What fits the machine of the question, and what to run on it.
+// What fits the machine of the question, and what to run on it: a few paragraphs.
 export function answer(group, question) {
   const {machine} = question;
-  if (!group.most) return "No point of this run tells how much memory it needs.";
+  if (!group.most) return ["No point of this run tells how much memory it needs."];
   const verdicts = group.points.map((point) => verdict(point, machine));
   const fitting = group.points.filter((_, at) => verdicts[at] === "fits");
-  const tight = verdicts.filter((each) => each === "tight").length;
+  const tight = group.points.filter((_, at) => verdicts[at] === "tight");
   if (!isLimited(machine) && group.kind === "predicted") {
-    return "Choose how many GPUs you have and their size. Without a limit, "
-      + `${plural(fitting.length, "point")} ${fitting.length === 1 ? "has" : "have"} a prediction.`;
+    const have = fitting.length === 1 ? "has" : "have";
+    return ["Choose how many GPUs you have and their size. Without a limit, "
+      + `${plural(fitting.length, "point")} ${have} a prediction.`];
   }
+  const able = fitting.length ? ranked(fitting, group) : likeliest(tight, group);
+  const [best, ...rest] = able.slice(0, 3);
+  const head = counted(fitting.length, tight.length, group, machine);
+  if (!best) return [head];
+  return [
+    head,
+    `${fitting.length ? goal(group) : "Tight, but of these the first to try"}: ${mentioned(best)}.`,
+    `It takes ${reasons(best, group, question)}.`,
+    ...(rest.length ? [`Next: ${rest.map(mentioned).join("; then ")}.`] : []),
+  ];
+}
+
+// How many points fit, and how many may.
+function counted(fitting, tight, {kind}, machine) {
   const where = isLimited(machine) ? `On ${machine.name}` : "With any memory";
-  const [best, ...rest] = ranked(fitting, group).slice(0, 3);
-  if (!best) {
-    const perhaps = tight ? `; ${tight} may, just` : "";
-    return `${where} no point of this run fits${perhaps}.${untried(group, machine)}`;
-  }
-  const fits = fitting.length === 1 ? "point fits" : "points fit";
   const perhaps = tight ? ` and ${tight} may, just` : "";
-  return `${where}, ${fitting.length} ${fits}${perhaps} (${group.kind}). `
-    + `${goal(group)}: ${mentioned(best)} (${reasons(best, group, question)}).`
-    + (rest.length ? ` Next: ${rest.map(mentioned).join("; then ")}.` : "")
-    + untried(group, machine);
+  if (!fitting) return `${where} no point of this run fits for certain${perhaps} (${kind}).`;
+  return `${where}, ${fitting} ${fitting === 1 ? "point fits" : "points fit"}${perhaps} (${kind}).`;
 }
 
 function goal(group) {
@@ -69,13 +76,4 @@ function reasons(point, group, question) {
   const cost = described(point, group, question);
   if (accuracy < 0) return cost;
   return `${cost}; ${columns[accuracy].head}: ${valued(point, accuracy, group)}`;
-}
-
-// Nobody knows what fits so many devices if no point runs on as many.
-function untried(group, machine) {
-  const tried = new Set(group.points.filter((point) => point.needs).map((point) => point.gpus));
-  if (!isLimited(machine) || tried.has(machine.gpus)) return "";
-  const counts = [...tried].sort((one, other) => one - other);
-  const last = plural(counts.pop(), "device");
-  return ` This run has points for ${[...counts, last].join(", ")} only, and others are not known.`;
 }
