@@ -33,6 +33,10 @@ def test_a_module_comes_after_all_that_it_imports_and_uses_it(at: int) -> None:
             assert len(re.findall(rf"\b{name}\b", text)) > 1, f"{name} is imported for nothing"
 
 
+def test_lines_are_as_short_as_those_of_python() -> None:
+    assert [line for line in script.javascript().splitlines() if len(line) > 100] == []
+
+
 def test_what_is_joined_imports_nothing_and_names_nothing_twice() -> None:
     text = script.javascript()
     names = re.findall(r"^(?:async )?(?:const|let|function|class) (\w+)", text, re.MULTILINE)

@@ -255,18 +255,27 @@ def test_a_card_draws_what_memory_is_for(opened: Any) -> None:
     assert seen == {True, False}
 
 
-def test_what_a_card_holds_can_be_copied(opened: Any) -> None:
+@pytest.mark.parametrize("lends", [True, False], ids=["clipboard", "no clipboard"])
+def test_what_a_card_holds_can_be_copied(opened: Any, lends: bool) -> None:
+    """A browser that does not lend its clipboard leaves the text selected."""
+    opened.evaluate(
+        """lends => Object.defineProperty(navigator, "clipboard", {value: {
+            writeText: text => (window.held = text, lends ? Promise.resolve() : Promise.reject()),
+        }})""",
+        lends,
+    )
     opened.locator("tr[data-number]").nth(1).focus()
     opened.keyboard.press("Enter")
-    button = opened.locator("dialog[open]").get_by_role("button", name="Copy").first
-    block = opened.locator("dialog[open] pre").first
-    button.click()
-    opened.wait_for_timeout(100)
+    card = opened.locator("dialog[open]")
+    for at in range(2):
+        button, block = card.locator("h4 + button").nth(at), card.locator("pre").nth(at)
+        assert button.inner_text() == "Copy"
+        button.click()
+        opened.wait_for_timeout(50)
 
-    assert opened.evaluate("getSelection().toString()").strip() == block.inner_text().strip()
-    # A browser that does not lend its clipboard leaves the text selected.
-    assert opened.locator("dialog[open] pre + h4, dialog[open] h4 + button").count()
-    assert button.count() == 0 or button.inner_text() == "Copy"
+        assert opened.evaluate("window.held") == block.text_content()
+        assert opened.evaluate("getSelection().toString()").strip() == block.inner_text().strip()
+        assert button.inner_text() == ("Copied" if lends else "Copy")
 
 
 @pytest.mark.parametrize("width", [390, 800, 1280])
@@ -403,16 +412,28 @@ def test_a_cell_of_a_map_opens_the_point_that_it_shows(planned: Any) -> None:
 
 
 def test_maps_keep_the_order_of_their_settings(planned: Any) -> None:
-    def settings() -> list[str]:
+    """Whichever cells are empty: off first, then as the suite has them."""
+
+    def settings() -> tuple[list[str], list[str], list[str]]:
+        """Those from left to right, those from top to bottom, and those of the maps."""
         labels = planned.locator(".maps .role-axis-label text").evaluate_all(
-            "all => all.map(e => [e.getBoundingClientRect().y, e.textContent]).sort((a, b) =>"
-            " a[0] - b[0]).map(e => e[1])"
+            """all => all.map(each => {
+                const {right, bottom} = each.getBoundingClientRect();
+                const isTilted = each.getAttribute("transform").includes("rotate");
+                return [isTilted, Math.round(isTilted ? right : bottom), each.textContent];
+            })"""
         )
-        found = dict.fromkeys(labels)
-        return [each for each in found if "lora" not in each and "dora" not in each]
+        along, down = (
+            list(dict.fromkeys(text for tilted, _, text in sorted(labels) if tilted == wanted))
+            for wanted in (True, False)
+        )
+        heads = planned.locator(".maps text", has_text=": ").evaluate_all(
+            "all => all.map(each => [each.getBoundingClientRect().x, each.textContent])"
+        )
+        return along, down, [text for _, text in sorted(heads)]
 
     before = settings()
-    assert before[0] == "off"
+    assert [each[0].removeprefix("Loss: ") for each in before] == ["off"] * 3
     for size in ("80 GB", "192 GB", "no limit"):
         choose(planned, "1", size)
         planned.wait_for_timeout(300)

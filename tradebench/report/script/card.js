@@ -12,7 +12,10 @@ const CODE = "Settings of transformers and peft";
 
 export function openCard(dialog, point, group, question) {
   const summary = [
-    judged(point, group, question)?.textContent ?? point.status, ...point.reasons, point.advice, described(point, group, question),
+    judged(point, group, question)?.textContent ?? point.status,
+    ...point.reasons,
+    point.advice,
+    described(point, group, question),
   ];
   const facts = group.columns.flatMap((column, at) =>
     [element("dt", {}, column.head), element("dd", {}, valued(point, at, group))]);

@@ -91,7 +91,7 @@ function staircase(points, columns, [x, y]) {
 export function mapsDrawing(group, question, {across, up, each, value}) {
   const {choices, columns} = group;
   const cells = bestCells(group, question, {across, up, each, value});
-  // As deep whichever points are kept: a colour means a number, not a place among those that are left.
+  // As deep whichever points are kept: a colour means a number, not a place among what is left.
   const paint = painted(group.points.flatMap(({values}) => values[value]?.[0] ?? []));
   const named = each < 0 ? ["every point"]
     : choices[each].values.map((text) => `${choices[each].title}: ${text}`);

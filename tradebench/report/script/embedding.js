@@ -45,8 +45,8 @@ export class LiveDrawing {
     this.#wire = wire;
   }
 
-  // Draw it anew, which other axes need. Whoever drags a slider asks more often than it can draw: a
-  // drawing under way is followed by one of what is asked by then.
+  // Draw it anew, which other axes need. Whoever asks faster than it can draw makes no queue: what
+  // is under way is followed by one drawing of what is asked by then.
   async draw() {
     this.#isStale = true;
     if (this.#isDrawing) return;

@@ -149,7 +149,7 @@ class Explorer {
   #update() {
     this.#tell();
     this.#scatter.refresh();
-    // Vega gives new cells an order of its own; only a new drawing keeps that of the choices.
+    // A map without a kept point is left out, so that there may be more or fewer of them.
     this.#maps?.draw();
   }
 

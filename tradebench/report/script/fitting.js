@@ -3,7 +3,8 @@
 // A question is all that the reader has chosen: the `machine`, the `words` that a name must have,
 // the numbers of the points `inside` the box over the drawing (null without one), how many million
 // `tokens` to train on and the `price` of a GPU-hour. A machine has a `name`, so many `gpus`, and
-// on each of them so many `gib` whichever card of its size it is, and `most` on some. A group is what `explorer.py` packed, and what `grouped` finds in it.
+// on each of them so many `gib` whichever card of its size it is, and `most` on some. A group is
+// what `explorer.py` packed, and what `grouped` finds in it.
 
 import {unitOf} from "./numbers.js";
 

@@ -41,8 +41,9 @@ export function answer(group, question) {
   const fitting = group.points.filter((_, at) => verdicts[at] === "fits");
   const tight = group.points.filter((_, at) => verdicts[at] === "tight");
   if (!isLimited(machine) && group.kind === "predicted") {
+    const have = fitting.length === 1 ? "has" : "have";
     return ["Choose how many GPUs you have and their size. Without a limit, "
-      + `${plural(fitting.length, "point")} ${fitting.length === 1 ? "has" : "have"} a prediction.`];
+      + `${plural(fitting.length, "point")} ${have} a prediction.`];
   }
   const able = fitting.length ? ranked(fitting, group) : likeliest(tight, group);
   const [best, ...rest] = able.slice(0, 3);
