@@ -937,7 +937,7 @@ def test_the_schema_refuses_what_the_reader_refuses(body: str) -> None:
         ("smoke", 7, 7),
         ("quickstart", 21, 31),
         ("quickstart-full", 21, 63),
-        ("llama-3.3-70b", 480, 480),
+        ("llama-3.3-70b", 574, 574),
         ("llama-3.3-70b-qlora", 8, 8),
         ("llama-3.2-1b", 312, 312),
         ("ladder", 7, 21),
