@@ -39,6 +39,7 @@ TITLE = "What to run on which GPUs"
 TITLE_OF_SHARES = "What to run with how much memory"
 NOTHING = "Nothing fits"
 ONLY = "Nothing else fits."
+ONLY_TIGHT = "Nothing else is as likely to fit."
 ROOM = 0.05  # of a card, that is little: fragments alone may take it
 SEEN = 0.0005  # of a cost, that is shown at all
 MILLION = f"{TOKENS // 10**6}M tokens"
@@ -168,6 +169,8 @@ def _sure(asked: Question, choice: Choice, found: Found, run: Judged) -> Iterato
         yield "Fits: the upper end of its interval does" + (", barely." if little else ".")
     if choice.kind == "measured":
         yield _measured(choice, run)
+    elif asked.device is not None and run.candidate.ranks > 1:
+        yield "Sharded memory was further off where others measured it, as told below: leave room."
 
 
 def _tight(machine: Machine, need: Figure) -> str:
@@ -226,7 +229,11 @@ def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
             f"{_called(asked, found.taken)} would do {_cost(asked, run, found.taken)}, but takes "
             "weights away, and no number here says what that does to the model."
         )
-    return " ".join(told[1:] if told[0] == ONLY and len(told) > 1 else told)
+    if told[0] == ONLY and len(told) > 1:
+        told = told[1:]
+    elif told[0] == ONLY and not found.sure:
+        told = [ONLY_TIGHT]
+    return " ".join(told)
 
 
 def _others_predicted(asked: Question, choice: Choice, run: Judged) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from tradebench.devices import DEVICES, GIB
 from tradebench.report import charts, ready
 from tradebench.report.choices import Choice, choices, crossed
-from tradebench.report.content import Column, standing
+from tradebench.report.content import DOING, Column, standing
 from tradebench.report.fronts import Z95, Group
 from tradebench.report.scatter import encoding
 from tradebench.report.series import bits
@@ -114,6 +114,8 @@ def _point(
         "gpus": point.devices,
         "needs": needs(group, point),
         "left": left(point),
+        "phase": "" if point.fit is None else DOING[point.fit.phase],
+        "host": _short((point.value("peak_host_bytes") or 0) / GIB),
         "cost": _ends(group, point, "device_seconds_per_token", MILLION_IN_HOURS),
         "step": step(point),
         "values": [_ends(group, point, column.name, column.scale.factor) for column in shown],

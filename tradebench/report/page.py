@@ -44,7 +44,8 @@ FITS_NOTES = {
     "measured": "Memory as it was measured here; a GPU's libraries and allocator take more.",
     "predicted": (
         "A point needs what its whole process takes of a device in its worst phase, given as an "
-        "interval: it fits if the upper end does, and is tight if only the lower end does."
+        "interval: it fits if every card of the size holds the upper end, and is tight if some "
+        "hold the lower end."
     ),
     "published": "Memory as others published it, under their own conditions.",
 }
@@ -108,6 +109,11 @@ class Section:
             f"{note} The plan is for {fit.device}, which gives {low} to {high}, and step times and "
             "costs are those of it: another device has its own."
         )
+
+    @property
+    def device(self) -> str:
+        """The device of a plan, which its verdicts are about; empty without one."""
+        return next((point.fit.device for point in self.group.points if point.fit is not None), "")
 
     @property
     def table_note(self) -> str:

@@ -6,7 +6,7 @@ import {mapsDrawing, scatterDrawing} from "./drawings.js";
 import {element, numbersOf, offer} from "./elements.js";
 import {LiveDrawing} from "./embedding.js";
 import {enclosed, grouped, isKept} from "./fitting.js";
-import {AnswerRow, PointRow, makeOpening} from "./rows.js";
+import {AnswerRow, PointRow, isOwnJob, makeOpening} from "./rows.js";
 import {answer} from "./telling.js";
 
 // What `explorer.py` packed: JSON in gzip in base 64.
@@ -26,6 +26,7 @@ class Explorer {
   #group;
   #controls;
   #rows = new Map(); // by the number of their point
+  #costHead = null; // of the table above, with the text that it was written with
   #answers = []; // rows of the table above, each with the number of its point
   #inside = null; // the numbers of the points in the box over the drawing; null without a box
   #scatter;
@@ -117,6 +118,9 @@ class Explorer {
       this.#answers.push([Number(row.dataset.point), new AnswerRow(row)]);
       this.#opensPoint(row, row.dataset.point);
     }
+    const node = [...answers?.querySelectorAll("thead th") ?? []]
+      .find((head) => head.textContent.startsWith("Cost"));
+    if (node) this.#costHead = {node, written: node.textContent};
     // What is to be trained, and its price, stand where they are answered first.
     answers?.querySelector("table").before(this.#find(".job"));
   }
@@ -160,6 +164,10 @@ class Explorer {
     this.#controls.show(question.machine);
     const told = answer(this.#group, question).map((text) => element("p", {}, text));
     this.#find(".answer").replaceChildren(...told);
+    if (this.#costHead) {
+      const {node, written} = this.#costHead;
+      node.textContent = isOwnJob(question) ? "Cost of these tokens" : written;
+    }
     for (const [number, row] of this.#answers) {
       row.show(this.#group.byNumber.get(number), question);
     }

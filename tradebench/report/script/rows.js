@@ -36,6 +36,9 @@ export function judged(point, {kind}, {machine}) {
   return {className: `status ${mood}`, textContent: `${words} ${machine.name}`};
 }
 
+// Whether its reader has a job of their own, other than a million tokens without a price.
+export const isOwnJob = ({tokens, price}) => tokens !== 1 || Boolean(price);
+
 // A row of the answers, whose cost is of so many tokens as its reader trains on.
 export class AnswerRow {
   #cell;
@@ -48,9 +51,7 @@ export class AnswerRow {
 
   show(point, question) {
     if (!this.#cell) return;
-    const {tokens, price} = question;
-    const asked = tokens !== 1 || price ? priced(point, question) : "";
-    this.#cell.textContent = asked || this.#written;
+    this.#cell.textContent = (isOwnJob(question) && priced(point, question)) || this.#written;
   }
 }
 

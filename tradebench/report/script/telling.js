@@ -26,8 +26,10 @@ export function priced(point, {tokens, price}) {
 // What a point takes: memory, time and money.
 export function described(point, group, question) {
   const devices = point.gpus === 1 ? "one device" : `each of ${point.gpus} devices`;
+  const phase = point.phase && `, most of all while ${point.phase}`;
   return [
-    point.needs && `${sized(point.needs[1], group.unit)} on ${devices}`,
+    point.needs && `${sized(point.needs[1], group.unit)} on ${devices}${phase}`,
+    point.host && `${sized(point.host, group.unit)} of the host's memory for each`,
     point.step && `a step takes ${point.step}`,
     priced(point, question),
   ].filter(Boolean).join("; ");
