@@ -612,7 +612,7 @@ def test_a_report_opens_with_the_answers(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
 
     assert page.index("What to run on which GPUs") < page.index("What was found")
-    assert "| Machine | Run | Memory of a GPU | Step | GPU-hours for 1M tokens |" in text
+    assert "| Machine | Run | Memory of a GPU | Step | Cost of 1M tokens (GPU-hours) |" in text
     assert text.index("## What to run") < text.index("### Every point")
 
 
