@@ -30,7 +30,7 @@ from tradebench.report.style import (
     wrapped,
 )
 from tradebench.report.tables import Point
-from tradebench.report.units import Scale, count, scale, title
+from tradebench.report.units import Scale, count, listed, scale, title
 from tradebench.result import CATEGORIES
 
 MAX_ROWS = 40
@@ -281,16 +281,19 @@ def _rows(group: Group, found: Sequence[Point], best: Point | None) -> tuple[lis
     front = [point for point in found if group.standing(point).label == "front"]
     step = max(1.0, len(front) / FEW)
     rows = [front[int(at * step)] for at in range(min(len(front), FEW))]
+    also = []
     if best is not None and best not in rows:
         rows[FEW - 1 :] = [best]
+        also.append("the one that the title names")
     seen = {method for point in rows for method in _methods(point)}
+    first = len(rows)
     for point in found:
         if len(rows) < FEW and not _methods(point) <= seen:
             rows.append(point)
             seen |= _methods(point)
-    which = "points of the front" if step > 1 else "points: the front"
-    if len(rows) > len(front):
-        which += " and the best with each method that it lacks"
+    if len(rows) > first:
+        also.append("the best with each method that it lacks")
+    which = listed(["points of the front" if step > 1 else "points: the front", *also])
     return rows, f"Drawn are {len(rows)} of {len(found)} {which}; the table has all."
 
 
