@@ -1,4 +1,4 @@
-"""What tests share: a tiny random Llama with a tokenizer, tiny data, and trials made of them."""
+"""What tests share: a tiny random Llama with its data, trials made of them, and a browser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -467,3 +468,18 @@ def _enter(phase: object) -> Iterator[Callable[[int], None]]:
 
 
 def _ignore(*seen: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, the one of the system; where it or playwright is missing, skip."""
+    playwright: Any = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed", exc_type=ImportError
+    )
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +16,7 @@ from tradebench import report, store
 from tradebench.commands import reporting
 from tradebench.result import CATEGORIES
 
-playwright: Any = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed", exc_type=ImportError
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-]
-
-
+pytestmark = pytest.mark.slow
 RESULTS = Path(__file__).parents[2] / "results"
 MARKS = ".plot .mark-symbol.role-mark path"
 HOSTILE = (
@@ -58,14 +48,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         (folder / "timelines" / f"{trial}.json.gz").write_bytes(step)
     report.write(replace(run, results=found, directory=folder), folder)
     return Path(folder / "index.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(params=["light", "dark"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,7 @@ import pytest
 from tradebench import store
 from tradebench.report import bars, curves, fronts, scatter, series, style
 
-playwright: Any = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed", exc_type=ImportError
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-]
+pytestmark = pytest.mark.slow
 RESULTS = Path(__file__).parents[2] / "results"
 PAGE = "<!doctype html><style>body{margin:0}svg{display:block}%s</style>%s"
 # A line may lie a hundredth of a point elsewhere, and its edge be another grey by so much.
@@ -41,14 +32,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[style.Picture]:
         *bars.accuracy_figures(group, "accuracy", folder),
     ]
     return [each for each in found if each is not None]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 def seen(browser: Any, body: str, rules: str = "") -> Any:

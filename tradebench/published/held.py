@@ -9,6 +9,7 @@ from pathlib import Path
 from tradebench.published.comparison import Comparison, Prediction, compare
 from tradebench.published.expression import expressed
 
+ENDS = ("low", "high")
 FILE = Path(__file__).parent / "held.csv"
 
 
@@ -30,6 +31,3 @@ def held() -> tuple[Comparison, ...]:
                 interval=None if low is None or high is None else (low, high),
             )
     return compare(found)
-
-
-ENDS = ("low", "high")

@@ -14,13 +14,11 @@ from tradebench.published.accuracies import SLOTS
 from tradebench.recommend.candidates import Candidate
 from tradebench.recommend.choice import Goal, Judged
 from tradebench.report.series import bits
+from tradebench.report.tables import TAKING
 from tradebench.report.units import listed
 
 # What a reader pays without a second thought; far less than a prediction of a step may be off by.
 MARGIN = 0.05
-
-# What leaves fewer numbers to say the same with, and not only fewer bits of each.
-TAKING = ("pruning", "low_rank")
 
 Fields = Mapping[str, Any]
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tradebench.devices import GIB
-from tradebench.published.accuracies import Span, named, spans
-from tradebench.published.comparison import Comparison, errors, grouped
-from tradebench.published.expression import Counter
-from tradebench.published.held import held
 from tradebench.recommend.answer import PUBLISHED_TITLE
 from tradebench.recommend.candidates import Candidate, Figure
 from tradebench.recommend.choice import Choice, Judged
 from tradebench.recommend.gentle import MARGIN, gentlest, reason
+from tradebench.recommend.machine_notes import in_percent, notes, published
 from tradebench.recommend.machines import (
     POINTS,
     TOKENS,
@@ -23,16 +20,14 @@ from tradebench.recommend.machines import (
     ask,
     cards,
     choose_for,
-    idle,
     machines,
     merged,
     seconds,
 )
 from tradebench.recommend.requirements import amount, spoken
-from tradebench.recommend.words import interval, percent, span_lines
+from tradebench.recommend.words import interval, percent
 from tradebench.report.answers import Answer, Answers
 from tradebench.report.fronts import Group
-from tradebench.report.tables import TRAINING
 from tradebench.report.units import count, listed, scale, significant, title
 
 TITLE = "What to run on which GPUs"
@@ -66,9 +61,9 @@ def answers(group: Group, price: float | None = None) -> Answers | None:
         rule=_rule(asked),
         columns=_columns(asked, made),
         answers=made,
-        notes=tuple(_notes(asked, found)),
+        notes=tuple(notes(asked, found)),
         published_title=PUBLISHED_TITLE,
-        published=tuple(_published(asked, found)),
+        published=tuple(published(asked, found)),
     )
 
 
@@ -133,7 +128,7 @@ def _uses(machine: Machine, each: Candidate, asked: Question) -> str:
     if machine.sizes:
         return f"uses {each.ranks} of {machine.gpus}" if each.ranks < machine.gpus else ""
     several = any(one.ranks > 1 for one in asked.every)
-    return f"in {count(each.ranks, 'process').replace('processs', 'processes')}" if several else ""
+    return f"in {count(each.ranks, 'process')}" if several else ""
 
 
 def _room(machine: Machine, need: Figure, *, sure: bool) -> str:
@@ -201,11 +196,7 @@ def _cost(asked: Question, one: Judged, other: Judged) -> str:
     gap = _ratio(asked, one, other) - 1
     if abs(gap) < SEEN:
         return "at the same cost"
-    return f"at {_percent(abs(gap))} {'less' if gap < 0 else 'more'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"at {in_percent(abs(gap))} {'less' if gap < 0 else 'more'}"
 
 
 def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
@@ -377,77 +368,3 @@ def _columns(asked: Question, made: Sequence[Answer]) -> tuple[tuple[str, tuple[
         for head, fields in columns
         if any(getattr(each, name) for each in made for name in fields)
     )
-
-
-def _notes(asked: Question, found: Sequence[Found]) -> Iterator[str]:
-    group = asked.group
-    chosen = [each.run.candidate for each in found if each.run is not None]
-    if group.kind == "predicted":
-        yield (
-            "Everything here is predicted, nothing was measured. Accuracy is never predicted: "
-            "which of these points gives the better model, no number here says."
-        )
-        if asked.device is not None:
-            yield (
-                f"Step times, and the costs that follow from them, are those of {asked.device.name}"
-                " with its links; memory holds for any card. Where a size has several cards, it "
-                "fits if it does on the one that reports least. Errors of a prediction move "
-                "all points alike: two costs compare better than either of them is known."
-            )
-        yield from _record(several=any(each.ranks > 1 for each in chosen))
-    elif asked.judges:
-        yield from group.accuracy_notes
-    if group.training_note and not asked.judges:
-        yield f"{group.training_note} {TRAINING}"
-    if any(map(idle, found)):
-        yield "GPU-hours count the GPUs that a point uses; the others of its machine are idle."
-
-
-def _record(*, several: bool) -> Iterator[str]:
-    """How far predictions were from what others have measured and published."""
-    every = held()
-    promised = [one for one in every if one.promised]
-    yield (
-        f"How far predictions were off where others have published: on one GPU, medians of "
-        f"{_medians(promised)}."
-    )
-    if several:
-        sharded = [one for one in every if one.published.trial.ranks > 1 and not _timed(one)]
-        yield f"Sharded, by programs that shard otherwise than this one: {_medians(sharded)}."
-    steps = errors(one for one in every if _timed(one))
-    if steps.median is not None:
-        yield (
-            f"Step times: a median of {_percent(steps.median)} ({count(steps.count, 'row')}, "
-            f"{steps.inside} of them within the interval that was predicted)."
-        )
-
-
-def _timed(one: Comparison) -> bool:
-    return one.published.reading.counter == "step"
-
-
-def _medians(found: Iterable[Comparison]) -> str:
-    """`0.1 % of allocated memory (12 rows)` for every counter."""
-    by_counter: dict[Counter, tuple[Comparison, ...]] = grouped(
-        found, lambda one: one.published.reading.counter
-    )
-    told = []
-    for counter, rows in by_counter.items():
-        each = errors(rows)
-        if each.median is not None:
-            told.append(f"{_percent(each.median)} of {counter} memory ({count(each.count, 'row')})")
-    return listed(told)
-
-
-def _published(asked: Question, found: Sequence[Found]) -> Iterator[str]:
-    """What others have published with the techniques that are named, by those techniques."""
-    if asked.judges:
-        return
-    every: dict[str, tuple[Span, ...]] = {}
-    for each in found:
-        if each.run is not None:
-            settings = dict(each.run.candidate.settings)
-            dense = {slot: fields for slot, fields in settings.items() if slot != "quantization"}
-            for techniques in (settings, dense):
-                every.setdefault(named(techniques), spans(techniques))
-    yield from span_lines((name, told) for name, told in every.items() if told)

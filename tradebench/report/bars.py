@@ -58,7 +58,7 @@ def memory_figure(group: Group, name: str, out: Folder) -> Picture | None:
     with drawing(name):
         figure, axes = _frame(rows, 1)
         _stack(axes[0], rows, unit)
-        sharded = any(_devices(point) > 1 for point in rows)
+        sharded = any(point.devices > 1 for point in rows)
         owner = "Tensor memory of each device" if sharded else "Tensor memory"
         axes[0].set_xlabel(f"{owner} at the peak{unit.axis}")
         axes[0].margins(x=0.16)
@@ -219,7 +219,7 @@ def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
 
 def _least(found: Sequence[Point], least: Point, unit: Scale) -> str:
     """Say what takes least, and how much less than the point without techniques."""
-    each = f" on each of {count(_devices(least), 'device')}" if _devices(least) > 1 else ""
+    each = f" on each of {count(least.devices, 'device')}" if least.devices > 1 else ""
     text = f"Least memory: {unit.text(_total(least))}{each} with {drawable(least.name, MAX_TITLE)}"
     plain = baseline(found)
     if plain is None or plain is least or not _total(plain):
@@ -230,11 +230,6 @@ def _least(found: Sequence[Point], least: Point, unit: Scale) -> str:
 
 def _total(point: Point) -> float:
     return sum(point.value(_category(category)) or 0.0 for category in CATEGORIES)
-
-
-def _devices(point: Point) -> int:
-    """Return on how many devices the point lies; its memory is that of one of them."""
-    return int(point.settings.get("sharding", {}).get("degree", 1))
 
 
 def _fastest(group: Group, able: Sequence[Point], best: Point, unit: Scale) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from tradebench.report.fronts import MARKS, Z95, Group, Label
+from tradebench.report.fronts import MARKS, Group, Label
 from tradebench.report.tables import MEMORY, SEVERITY, STATUS_WORDS, Point
 from tradebench.report.units import Scale, clean, count, listed, scale, show, title
 from tradebench.result import Environment, Kind, Phase, Status, canonical_json
@@ -86,7 +86,6 @@ class Row:
     label: Label
     mark: str
     standing: str
-    repeats: int
     cells: tuple[Cell, ...]
     worst_phase: str = ""
 
@@ -153,7 +152,6 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         label=found.label,
         mark=MARKS[found.label],
         standing=standing(group, point),
-        repeats=len(point.results),
         cells=tuple(cell(group, point, column) for column in shown),
         worst_phase=_worst_phase(point),
     )
@@ -205,11 +203,13 @@ def cell(group: Group, point: Point, column: Column) -> Cell:
     if estimate is None:
         return Cell()
     unit = Scale(column.scale.factor, "")
-    if estimate.predicted:
-        margin = "" if estimate.interval is None else " to ".join(map(unit.text, estimate.interval))
+    ends = group.interval(point, column.name)
+    if ends is None:
+        margin = ""
+    elif estimate.predicted:
+        margin = " to ".join(map(unit.text, ends))
     else:
-        error = Z95 * group.error(point, column.name)
-        margin = f"± {unit.text(error, 2)}" if error else ""
+        margin = f"± {unit.text(ends[1] - estimate.value, 2)}"
     return Cell(text=unit.text(estimate.value), margin=margin, value=estimate.value)
 
 

@@ -14,10 +14,10 @@ from tradebench.devices import DEVICES, GIB
 from tradebench.report import charts, ready
 from tradebench.report.choices import Choice, choices, crossed
 from tradebench.report.content import DOING, Column, standing
-from tradebench.report.fronts import Z95, Group
+from tradebench.report.fronts import Group
 from tradebench.report.scatter import encoding
 from tradebench.report.series import bits
-from tradebench.report.tables import Point
+from tradebench.report.tables import TAKING, Point
 from tradebench.report.units import scale, show
 from tradebench.result import CATEGORIES
 
@@ -128,13 +128,9 @@ def _ends(group: Group, point: Point, name: str, unit: float) -> list[float] | N
     estimate = point.estimates.get(name)
     if estimate is None or not math.isfinite(estimate.value):
         return None
-    if estimate.predicted:
-        ends: tuple[float, ...] = estimate.interval or ()
-    else:
-        error = Z95 * group.error(point, name)
-        ends = (estimate.value - error, estimate.value + error) if error else ()
-        if estimate.unit == "1" and 0 <= estimate.value <= 1:  # a share ends at none and all
-            ends = tuple(min(max(each, 0.0), 1.0) for each in ends)
+    ends: tuple[float, ...] = group.interval(point, name) or ()
+    if estimate.unit == "1" and 0 <= estimate.value <= 1:  # a share ends at none and all
+        ends = tuple(min(max(each, 0.0), 1.0) for each in ends)
     return [_short(each / unit) for each in (estimate.value, *ends)]
 
 
@@ -146,7 +142,7 @@ def _short(value: float) -> float:
 def left(point: Point) -> list[float]:
     """Return what a model keeps: all its weights or not, bits of each, rank of an adapter."""
     settings = point.settings
-    whole = not {"pruning", "low_rank"} & settings.keys()
+    whole = not any(slot in settings for slot in TAKING)
     quantized = settings.get("quantization", {})
     # Scales that are quantized themselves say less than whole ones.
     width = (bits(point) or 0) - bool(quantized.get("double")) / 2

@@ -151,15 +151,13 @@ def _facts(group: Group, point: Point, goal: str) -> str:
     """Return the goal with its interval, then memory and step time."""
     estimate = point.estimates[goal]
     unit = scale(goal, [estimate.value], estimate.unit)
-    error = Z95 * group.error(point, goal)
+    ends = [each / unit.factor for each in group.interval(point, goal) or ()]
     number = significant(estimate.value / unit.factor)
     if estimate.predicted:
-        ends = [significant(each / unit.factor) for each in estimate.interval or ()]
-        facts = [
-            f"{number} {unit.unit}".strip() + (f", between {' and '.join(ends)}" if ends else "")
-        ]
+        between = f", between {' and '.join(map(significant, ends))}" if ends else ""
+        facts = [f"{number} {unit.unit}".strip() + between]
     else:
-        spread = f" ± {significant(error / unit.factor, 2)}" if error else ""
+        spread = f" ± {significant(ends[1] - estimate.value / unit.factor, 2)}" if ends else ""
         facts = [f"{number}{spread} {unit.unit}".strip()]
     for name in dict.fromkeys([group.memory, "step_seconds"]):
         if name and name != goal and name in point.estimates:

@@ -23,7 +23,7 @@ from tradebench.report.tables import (
     training_note,
 )
 from tradebench.report.units import listed, scale, title
-from tradebench.result import Kind, canonical_json
+from tradebench.result import Fit, Kind, canonical_json
 
 if TYPE_CHECKING:
     from tradebench.store import Run
@@ -147,6 +147,22 @@ class Group:
             cost,
         )
 
+    @property
+    def fit(self) -> Fit | None:
+        """Whether one of its points fits: the device that a plan is for; None without a plan."""
+        return next((point.fit for point in self.points if point.fit is not None), None)
+
+    def interval(self, point: Point, name: str) -> tuple[float, float] | None:
+        """Return the ends of a value's interval: a prediction's own, or the 95 % of a measurement.
+
+        None where the value is exact.
+        """
+        estimate = point.estimates[name]
+        if estimate.predicted:
+            return estimate.interval
+        error = Z95 * self.error(point, name)
+        return (estimate.value - error, estimate.value + error) if error else None
+
     def error(self, point: Point, name: str) -> float:
         """Return the standard error of the point's value."""
         return standard_error(point.estimates[name], self.relative[name])
@@ -161,7 +177,7 @@ class Group:
         That is whether they keep the suite's limits and, if predicted, fit on the device; empty
         where there is neither limit nor device.
         """
-        device = next((point.fit.device for point in self.points if point.fit is not None), None)
+        device = None if self.fit is None else self.fit.device
         # What a device has is its own limit, and its verdict says more than that.
         asked = [each for each in self.limits if device is None or each.name != DEVICE_LIMIT]
         if not found or (device is None and not asked):

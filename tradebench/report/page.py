@@ -100,7 +100,7 @@ class Section:
     @property
     def fits_note(self) -> str:
         """What the answer to what fits rests on."""
-        fit = next((point.fit for point in self.group.points if point.fit is not None), None)
+        fit = self.group.fit
         note = FITS_NOTES[self.group.kind]
         if fit is None:
             return note
@@ -113,20 +113,18 @@ class Section:
     @property
     def device(self) -> str:
         """The device of a plan, which its verdicts are about; empty without one."""
-        return next((point.fit.device for point in self.group.points if point.fit is not None), "")
+        return "" if self.group.fit is None else self.group.fit.device
 
     @property
     def table_note(self) -> str:
         """How to read the table of every point."""
-        sure = {
-            "measured": "with a probability of at least 90 %; ◐ of 10 to 90 %; ○ less",
-            "predicted": "nothing beats it in all of these; ○ something does",
-            "published": "with a probability of at least 90 %; ◐ of 10 to 90 %; ○ less",
-        }
+        sure = "with a probability of at least 90 %; ◐ of 10 to 90 %; ○ less"
+        if self.group.kind == "predicted":
+            sure = "nothing beats it in all of these; ○ something does"
         repeats = {len(point.results) for point in self.group.points}
         ran = f" Each point ran {min(repeats)} times." if max(repeats) > 1 == len(repeats) else ""
         return (
-            f"● on the Pareto front of {self.objectives}: {sure[self.group.kind]}; · not "
+            f"● on the Pareto front of {self.objectives}: {sure}; · not "
             f"comparable, because it did not end well or an objective is missing. "
             f"{MARGINS[self.group.kind]}{ran}"
         )

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 KINDS: tuple[Kind, ...] = ("measured", "predicted", "published")
 MEMORY = ("peak_tensor_bytes", "peak_reserved_bytes", "peak_allocated_bytes", "peak_process_bytes")
 
+# Slots that leave fewer numbers to say the same with, and not only fewer bits of each.
+TAKING = ("pruning", "low_rank")
 # What a reader of a point must hear first when its repeats ended differently.
 SEVERITY: tuple[Status, ...] = (
     "failed",

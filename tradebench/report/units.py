@@ -122,8 +122,9 @@ def shorten(text: str, length: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return `1 point`, `2 points`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """Return `1 point`, `2 points`, `2 processes`."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{ending}"
 
 
 def listed(words: Iterable[str]) -> str:
