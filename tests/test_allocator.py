@@ -125,7 +125,7 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert taken(simulate(events, mib(40, 20, 30, 20, 31, 40))) == [40, 20, 30, 40]
 
 
-def test_of_equal_blocks_the_one_made_first_is_taken() -> None:
+def test_of_equal_blocks_the_one_in_the_oldest_segment_is_taken() -> None:
     # Two blocks of 14: behind the 6 that stay, and a segment of its own, which can be given back in
     # the end unless it is the one that is cut for the 12.
     events, sizes = [0, 1, 2, ~1, ~2, 3], mib(6, 14, 14, 12)
@@ -133,9 +133,9 @@ def test_of_equal_blocks_the_one_made_first_is_taken() -> None:
 
     assert taken(simulate(events, sizes, windows=(0, 6))) == [20, 14, -14]
     assert taken(simulate(later_first, sizes, windows=(0, 6))) == [20, 14, -14]
-    # Cut and put together again, the first counts as made last.
+    # Also where it was cut and put together again.
     anew = [0, 1, 2, ~1, ~2, 3, ~3, 4]
-    assert taken(simulate(anew, [*sizes, 12 * MIB], windows=(0, 8))) == [20, 14]
+    assert taken(simulate(anew, [*sizes, 12 * MIB], windows=(0, 8))) == [20, 14, -14]
 
 
 def test_of_equal_blocks_in_an_expandable_segment_the_one_made_first_is_taken() -> None:
@@ -418,12 +418,16 @@ class Cell:
 
     size: int
     state: str
-    order: int
+    number: int
 
 
 @dataclass
 class Slow:
-    """The allocator once more: cells in lists, all of them looked at each time."""
+    """The allocator once more: cells in lists, all of them looked at each time.
+
+    Segments lie in the order in which they were made and cells by address, and sorting by size
+    leaves those of one size so.
+    """
 
     how: AllocatorSettings
     capacity: int
@@ -432,7 +436,7 @@ class Slow:
     retries: int = 0
     when: int = 0
     searched: int = 0
-    freed_at: dict[int, int] = field(default_factory=dict)  # by order: the searches until then
+    freed_at: dict[int, int] = field(default_factory=dict)  # by number: the searches until then
     calls: list[DriverCall] = field(default_factory=list)
 
     def cell(self, size: int, state: str) -> Cell:
@@ -471,7 +475,7 @@ class Slow:
 
     def free(self, segment: list[Cell], cell: Cell) -> None:
         cell.state = "free"
-        self.freed_at[cell.order] = self.searched
+        self.freed_at[cell.number] = self.searched
         self.tidy(segment, cell)
 
     def call(self, action: Any, size: int, stream: int) -> None:
@@ -502,7 +506,7 @@ class Slow:
             front = self.cell(size, "used")
             segment.insert(segment.index(cell), front)
             cell.size, cell.state = rest, "free"
-            self.freed_at[cell.order] = self.searched
+            self.freed_at[cell.number] = self.searched
             cell = front
         return segment, cell
 
@@ -520,7 +524,7 @@ class Slow:
             for cell in segment
             if cell.state == "free" and cell.size >= size
         ]
-        spots.sort(key=lambda spot: (spot[1].size, spot[1].order))
+        spots.sort(key=lambda spot: spot[1].size)
         if self.how.expandable_segments:
             while len(spots) > 1 and self.reach(*spots[1]) < self.reach(*spots[0]):
                 del spots[0]
@@ -587,7 +591,7 @@ class Slow:
                 for cell in segment
                 if cell.state == "free"
             ]
-            for segment, cell in sorted(free, key=lambda spot: (spot[1].size, spot[1].order)):
+            for segment, cell in sorted(free, key=lambda spot: spot[1].size):
                 if self.how.expandable_segments:
                     self.unmap(key, segment, cell)
                 elif len(segment) == 1:
@@ -612,7 +616,7 @@ class Slow:
         for offset, end in zip((0, 1), ends, strict=True):
             if end:
                 piece = self.cell(end, "free")
-                self.freed_at[piece.order] = self.searched
+                self.freed_at[piece.number] = self.searched
                 segment.insert(segment.index(cell) + offset, piece)
         cell.state = "void"
         self.tidy(segment, cell)
@@ -628,7 +632,7 @@ class Slow:
                 for segment in self.lists[key]
                 if segment[0].state == "free" and segment[0].size >= self.how.max_split_size
             ),
-            key=lambda segment: (segment[0].size, segment[0].order),
+            key=lambda segment: segment[0].size,
         )
         for segment in [one for one in large if one[0].size >= needed][:1] or large[::-1]:
             if given < needed:
@@ -640,11 +644,9 @@ class Slow:
         threshold = int(self.how.garbage_collection_threshold * self.capacity)
         while self.how.capped and 0 < threshold < self.reserved():
             whole = [
-                (key, segment, self.searched - self.freed_at[segment[0].order])
+                (key, segment, self.searched - self.freed_at[segment[0].number])
                 for key in sorted(self.lists)
-                for segment in sorted(
-                    self.lists[key], key=lambda segment: (segment[0].size, segment[0].order)
-                )
+                for segment in sorted(self.lists[key], key=lambda segment: segment[0].size)
                 if not key[0] and len(segment) == 1 and segment[0].state == "free"
             ]
             if not whole:
@@ -829,7 +831,7 @@ def assert_sound(state: Any, living: list[Any]) -> None:
     )
     for pool in pools:
         assert pool.free == sorted(pool.free, key=lambda entry: entry[:2])
-        assert [entry[:2] for entry in pool.free] == [(e[2].size, e[2].order) for e in pool.free]
+        assert [entry[:2] for entry in pool.free] == [(e[2].size, e[2].start) for e in pool.free]
         assert {id(entry[2]) for entry in pool.free} == {
             id(block) for block in seen.values() if block.free and block.pool is pool
         }

@@ -112,7 +112,7 @@ SECTIONS = (
     *traces(),
     Section(name="hidden", does="what kernels allocate inside", seconds=60.0),
     Section(name="calibration", does="how fast the device really is", seconds=120.0),
-    Section(name="published", does="rows of a published notebook", seconds=50.0),
+    Section(name="published", does="rows of a published notebook", seconds=90.0),
     Section(name="traps", does="gradients with and without an evaluation", seconds=45.0),
     *techniques(),
     Section(name="predictions", does="what is predicted of every trial so far", seconds=90.0),

@@ -7,9 +7,10 @@ there is no formula: the same decisions are taken again, on numbers instead of m
 
 The rules were read in torch's `c10/cuda/CUDACachingAllocator.cpp`, in a version that has
 `throw_on_cudamalloc_oom` (pull request 179473) as torch 2.13 does; the constants are in the headers
-of 2.13 (`c10/core/AllocatorConfig.h`). Versions older than a block's `registration_counter` chose
-among free blocks of one size by address; since then it is the one made first. Nothing here has been
-compared with a device yet; `Simulation.segments` is what to compare.
+of 2.13 (`c10/core/AllocatorConfig.h`). Of free blocks of one size, that of the oldest segment is
+given out, and in a segment the one with the lowest address (pull request 183591); older versions
+go by address alone, which is the same where one expandable segment holds all blocks of a pool.
+What torch 2.11 did on an H200 is replayed call by call in `tests/gpu/test_traces.py`.
 
 What is left out, because no program of ours does it: private pools (CUDA graphs), blocks whose
 release waits for another stream (`record_stream`), and switching settings on the way. An expandable
@@ -366,16 +367,15 @@ class _Block:
     """A stretch of a segment: in use, free to be given out, or without memory behind it.
 
     `start` counts in the address space of its pool; `before` and `after` are its neighbours in the
-    segment. `order` counts blocks as they are made; `born` is when it became free, in searches.
+    segment; `born` is when it became free, in searches.
     """
 
-    __slots__ = ("after", "before", "born", "free", "mapped", "order", "pool", "size", "start")
+    __slots__ = ("after", "before", "born", "free", "mapped", "pool", "size", "start")
 
-    def __init__(self, pool: _Pool, start: int, size: int, order: int) -> None:
+    def __init__(self, pool: _Pool, start: int, size: int) -> None:
         self.pool = pool
         self.start = start
         self.size = size
-        self.order = order
         self.before: _Block | None = None
         self.after: _Block | None = None
         self.free = False
@@ -386,7 +386,7 @@ class _Block:
 class _Pool:
     """The blocks of one stream that can be given out, either the small or the large ones.
 
-    `free` is sorted by size and order, `unmapped` (stretches of an expandable segment without
+    `free` is sorted by size and address, `unmapped` (stretches of an expandable segment without
     memory) by address. A block is cut where at least `least` bytes are left over; an expandable
     segment grows by whole pages.
     """
@@ -416,7 +416,6 @@ class _Allocator:
         self.calls: list[DriverCall] = []
         self._pools: dict[tuple[bool, int], _Pool] = {}
         self._event = 0
-        self._blocks = 0  # made so far
         self._searches = 0  # of the large pools, counted only where garbage is collected
         self._oversize = ENDLESS if settings.max_split_size is None else settings.max_split_size
         self._cut_below = ENDLESS if settings.expandable_segments else self._oversize
@@ -457,13 +456,13 @@ class _Allocator:
         if rest < pool.least or size >= self._cut_below:
             return block
         # The front is given out as a new block; what is left stays the old one.
-        front = self._make(pool, block.start, size)
+        front = _Block(pool, block.start, size)
         _link(block.before, front)
         _link(front, block)
         block.start += size
         block.size = rest
         block.free = True
-        insort(free, (rest, block.order, block))
+        insort(free, (rest, block.start, block))
         return front
 
     def release(self, block: _Block) -> None:
@@ -471,21 +470,17 @@ class _Allocator:
         free = block.pool.free
         before, after = block.before, block.after
         if before is not None and before.free:
-            del free[bisect_left(free, (before.size, before.order))]
+            del free[bisect_left(free, (before.size, before.start))]
             block.start = before.start
             block.size += before.size
             _link(before.before, block)
         if after is not None and after.free:
-            del free[bisect_left(free, (after.size, after.order))]
+            del free[bisect_left(free, (after.size, after.start))]
             block.size += after.size
             _link(block, after.after)
         block.free = True
         block.born = self._searches
-        insort(free, (block.size, block.order, block))
-
-    def _make(self, pool: _Pool, start: int, size: int) -> _Block:
-        self._blocks += 1
-        return _Block(pool, start, size, self._blocks)
+        insort(free, (block.size, block.start, block))
 
     def _search(self, pool: _Pool, size: int) -> int:
         """Where in the pool the best fit lies; its length where nothing fits."""
@@ -531,7 +526,7 @@ class _Allocator:
             return self._expand(pool, size)
         self._take("segment_alloc", pool, segment)
         pool.end += segment
-        return self._make(pool, pool.end - segment, segment)
+        return _Block(pool, pool.end - segment, segment)
 
     def _expand(self, pool: _Pool, size: int) -> _Block | None:
         """Put memory behind the first stretch of free or unmapped addresses that is long enough."""
@@ -544,7 +539,7 @@ class _Allocator:
             if not self._map(unmapped, min(size - block.size, unmapped.size)):
                 return None
             block = unmapped  # it has swallowed what lies before it
-        del pool.free[bisect_left(pool.free, (block.size, block.order))]
+        del pool.free[bisect_left(pool.free, (block.size, block.start))]
         block.free = False
         return block
 
@@ -560,7 +555,7 @@ class _Allocator:
                 block = block.after
             if room >= size:
                 return first
-        endless = self._make(pool, 0, ENDLESS // pool.page * pool.page)
+        endless = _Block(pool, 0, ENDLESS // pool.page * pool.page)
         endless.mapped = False
         pool.unmapped.append(endless)
         return endless
@@ -574,7 +569,7 @@ class _Allocator:
         at = pool.unmapped.index(block)
         del pool.unmapped[at]
         if mapped < block.size:
-            rest = self._make(pool, block.start + mapped, block.size - mapped)
+            rest = _Block(pool, block.start + mapped, block.size - mapped)
             rest.mapped = False
             _link(rest, block.after)
             _link(block, rest)
@@ -592,7 +587,7 @@ class _Allocator:
         end = (block.start + block.size) // pool.page * pool.page
         if start >= end:
             return
-        del pool.free[bisect_left(pool.free, (block.size, block.order))]
+        del pool.free[bisect_left(pool.free, (block.size, block.start))]
         if start > block.start:
             self._cut_off(block, block.start, start)
         if end < block.start + block.size:
@@ -614,7 +609,7 @@ class _Allocator:
 
     def _cut_off(self, block: _Block, start: int, end: int) -> None:
         """Make one end of a block a free block of its own."""
-        piece = self._make(block.pool, start, end - start)
+        piece = _Block(block.pool, start, end - start)
         if start == block.start:
             _link(block.before, piece)
             _link(piece, block)
@@ -622,7 +617,7 @@ class _Allocator:
             _link(piece, block.after)
             _link(block, piece)
         piece.free = True
-        insort(block.pool.free, (piece.size, piece.order, piece))
+        insort(block.pool.free, (piece.size, piece.start, piece))
 
     def _release_cached(self) -> None:
         """Give back every segment that is free as a whole, and every free page."""
@@ -670,7 +665,7 @@ class _Allocator:
     def _return(self, block: _Block) -> None:
         """Give a whole segment back."""
         pool = block.pool
-        del pool.free[bisect_left(pool.free, (block.size, block.order))]
+        del pool.free[bisect_left(pool.free, (block.size, block.start))]
         self._give("segment_free", pool, block.size)
 
     def _take(
