@@ -328,20 +328,22 @@ def test_other_operations_hold_nothing() -> None:
 # The table.
 
 
-def test_every_row_says_where_it_is_from_and_none_is_verified_without_a_measurement() -> None:
+def test_every_row_says_where_it_is_from_and_is_verified_where_a_device_confirmed_it() -> None:
     for row in (*TEMPORARY, *WORKSPACES):
         assert len(row.provenance) > 40
         assert row.operations
-        assert row.evidence in ("source", "assumed")  # no GPU has been asked
+        assert row.confirmed <= {"sm_90"}  # the only device that was asked is an H200
+        assert row.confirmed or row.evidence != "measured"
     everything = [product(2048, *MLP, nested=True), backward(64), MM]
-    found = [
-        buffer
-        for operation in everything
-        for buffer in (*hidden(operation, "sm_80"), *persistent(operation, "sm_80"))
-    ]
 
-    assert found
-    assert not any(buffer.verified for buffer in found)
+    for architecture in ("sm_80", "sm_90"):
+        found = [
+            buffer
+            for operation in everything
+            for buffer in (*hidden(operation, architecture), *persistent(operation, architecture))
+        ]
+        assert len(found) > 4
+        assert {buffer.verified for buffer in found} == {architecture == "sm_90"}
 
 
 def test_every_architecture_of_the_catalogue_is_known() -> None:

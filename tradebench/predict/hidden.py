@@ -2,8 +2,9 @@
 
 A trace has what operations return. A kernel may ask the allocator for more while it runs: a 4-bit
 weight made 16 bits wide, the sums that attention's backward adds up in fp32. Each row of the table
-gives such buffers as a function of the operation's shapes, with where that is known from. Nobody
-has run them against a GPU yet, so nothing here is `verified`.
+gives such buffers as a function of the operation's shapes, with where that is known from, and on
+which architectures a device has confirmed it: `tests/gpu/hidden.py` watches a device's allocator
+around every operation of training steps, and results/h200/hidden.json is what an H200 said.
 
 A trace made on a CPU names attention after the CPU's kernel. What runs in its place is torch's
 choice (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): cuDNN first on Hopper and on
@@ -12,8 +13,9 @@ for that; flash attention 2 elsewhere; and the memory-efficient kernel for fp32 
 for masks. All keep one fp32 number per head and row for the backward, as the CPU's kernel does.
 
 Left out, after reading their code, because they take nothing or a fraction of a percent of what
-they return: softmax and loss, norms written in Python, in-place optimizers (their tables travel as
-kernel arguments), cumulative sums, topk's histograms, indices of a few tokens, random states.
+they return: fused softmax and loss, norms written in Python, in-place optimizers (their tables
+travel as kernel arguments), cumulative sums, topk's histograms, indices of a few tokens, random
+states.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from typing import Literal, NamedTuple
 from tradebench.predict.operations import Operation, Spec
 
 When = Literal["before", "after"]
-# measured: read off a GPU. source: the allocation is in code that was read. assumed: a bound, or
-# what other kernels of the same kind do; the code is closed or depends on more than shapes.
+# measured: read off a GPU, of code that is closed. source: the allocation is in code that was read.
+# assumed: a bound, or what other kernels of the same kind do; the code is closed or depends on more
+# than shapes.
 Evidence = Literal["measured", "source", "assumed"]
 
 FLOAT, HALF, INT32 = 4, 2, 4  # bytes
@@ -46,20 +49,24 @@ class Buffer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A buffer of some operations: its size (0: none) by the operation and the architecture."""
+    """A buffer of some operations: its size (0: none) by the operation and the architecture.
+
+    `confirmed` has the architectures on which a device held just that.
+    """
 
     operations: frozenset[str]
     size: Callable[[Operation, str], int]
     when: When
     evidence: Evidence
     provenance: str
+    confirmed: frozenset[str] = frozenset()
 
     def buffer(self, operation: Operation, architecture: str) -> Buffer | None:
         """The buffer of one operation, if it has one."""
         if operation.name not in self.operations:
             return None
         size = self.size(operation, architecture)
-        verified = self.evidence == "measured"
+        verified = architecture in self.confirmed
         return Buffer(size, self.provenance, verified, self.when) if size else None
 
 
@@ -183,11 +190,19 @@ def _searched(operation: Operation) -> int:
     return operation.inputs[0].elements * (len(operation.outputs) == 3)
 
 
+def _softmax_mask(operation: Operation, _: str) -> int:
+    """A byte for every score, and one for every row of them."""
+    scores = operation.outputs[0]
+    return scores.elements + scores.elements // scores.shape[-1]
+
+
 def _half_answer(operation: Operation) -> int:
     """The kernel answers in fp16; any other format is cast from that."""
     answer = operation.outputs[0]
     return answer.elements * HALF * (answer.dtype != "float16")
 
+
+SPARSE_SHARE = 8  # weights to a byte of what cuSPARSELt takes for itself
 
 # Attention's backward.
 
@@ -343,6 +358,7 @@ GEMM_8BIT = frozenset(
     {"bitsandbytes.int8_scaled_mm.default", "bitsandbytes.int8_mixed_scaled_mm.default"}
 )
 BACKWARD = frozenset({CPU_BACKWARD, *NAMED})
+HOPPER = frozenset({"sm_90"})  # an H200, with torch 2.11, cuDNN 9.19 and bitsandbytes 0.50.2
 
 # In the order in which a kernel asks for them.
 TEMPORARY = (
@@ -353,6 +369,7 @@ TEMPORARY = (
         evidence="source",
         provenance="bitsandbytes 0.50.2 makes quantized scales fp32 before it makes a 4-bit weight "
         "wide",
+        confirmed=HOPPER,
     ),
     Row(
         operations=GEMM_4BIT,
@@ -360,6 +377,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 adds the scales' mean into a second copy of them",
+        confirmed=HOPPER,
     ),
     Row(
         operations=GEMM_4BIT,
@@ -367,6 +385,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 makes a 4-bit weight wide inside its product for many rows",
+        confirmed=HOPPER,
     ),
     Row(
         operations=QUANTIZE_8BIT,
@@ -374,6 +393,7 @@ TEMPORARY = (
         when="after",
         evidence="source",
         provenance="bitsandbytes 0.50.2 takes absolute values in fp16 to look for outliers",
+        confirmed=HOPPER,
     ),
     Row(
         operations=QUANTIZE_8BIT,
@@ -381,6 +401,7 @@ TEMPORARY = (
         when="after",
         evidence="source",
         provenance="bitsandbytes 0.50.2 marks outliers in a mask of all activations",
+        confirmed=HOPPER,
     ),
     Row(
         operations=GEMM_8BIT,
@@ -388,6 +409,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 multiplies 8-bit matrices into 32-bit integers",
+        confirmed=HOPPER,
     ),
     Row(
         operations=GEMM_8BIT,
@@ -395,6 +417,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 scales 8-bit products in fp16 before any other format",
+        confirmed=HOPPER,
     ),
     Row(
         operations=BACKWARD,
@@ -436,6 +459,7 @@ TEMPORARY = (
         provenance="cuDNN's attention backward has one workspace: the queries' gradient and a sum "
         "per head and row in fp32 (cudnn-frontend, CompositeSDPABackwardNode), and, as in its open "
         "kernels, keys' and values' gradients of every head",
+        confirmed=HOPPER,
     ),
     Row(
         operations=BACKWARD,
@@ -469,6 +493,50 @@ TEMPORARY = (
         provenance="the gradient of an embedding is added up by segments in fp32 "
         "(EmbeddingBackwardKernel.cu: grad_weight_per_segment)",
     ),
+    Row(
+        operations=frozenset({"aten._softmax_backward_data.default"}),
+        size=lambda operation, _: operation.outputs[0].bytes,
+        when="after",
+        evidence="source",
+        provenance="softmax's backward multiplies gradient and answer into a tensor of its own "
+        "(SoftMax.cu: softmax_backward_cuda_out)",
+        confirmed=HOPPER,
+    ),
+    Row(
+        operations=frozenset({"aten._safe_softmax.default"}),
+        size=_softmax_mask,
+        when="after",
+        evidence="source",
+        provenance="attention that writes its scores down marks those that are masked, and rows of "
+        "nothing else (attention.cpp: _safe_softmax)",
+        confirmed=HOPPER,
+    ),
+    Row(
+        operations=frozenset({"aten._cslt_compress.default"}),
+        size=lambda operation, _: operation.inputs[0].elements // SPARSE_SHARE,
+        when="after",
+        evidence="measured",
+        provenance="cuSPARSELt compresses with a bit for every weight beside them",
+        confirmed=HOPPER,
+    ),
+    Row(
+        operations=frozenset({"aten._cslt_sparse_mm.default"}),
+        # Nine sixteenths of the dense weight are stored.
+        size=lambda operation, _: operation.inputs[0].elements * 16 // 9 // SPARSE_SHARE,
+        when="after",
+        evidence="measured",
+        provenance="cuSPARSELt multiplies with a workspace of a bit for every weight",
+        confirmed=HOPPER,
+    ),
+    Row(
+        operations=frozenset({"aten.equal.default"}),
+        size=lambda operation, _: operation.inputs[0].elements,
+        when="after",
+        evidence="source",
+        provenance="tensors are compared into a byte per element before all are looked at "
+        "(aten/src/ATen/native/cuda/Equal.cpp)",
+        confirmed=HOPPER,
+    ),
 )
 WORKSPACES = (
     Row(
@@ -478,6 +546,7 @@ WORKSPACES = (
         evidence="source",
         provenance="cuBLAS keeps a workspace, which cuBLASLt shares "
         "(CublasHandlePool.cpp: parseChosenWorkspaceSize)",
+        confirmed=HOPPER,
     ),
     Row(
         operations=PRODUCTS | GEMM_4BIT,
