@@ -202,6 +202,19 @@ def _half_answer(operation: Operation) -> int:
     return answer.elements * HALF * (answer.dtype != "float16")
 
 
+# Sorting. Pruning by Wanda held 20 bytes more for each of 8192 x 28672 scores in fp32 than is asked
+# for, and rows of two held nothing.
+
+SHORT = 4096  # the longest row that one block of threads sorts in place
+PLACES = 2 * 8  # bytes of two int64
+
+
+def _sorted_apart(operation: Operation, _: str) -> int:
+    given = operation.inputs[0]
+    long = given.shape != () and given.shape[-1] > SHORT
+    return (given.bytes + PLACES * given.elements) * long
+
+
 SPARSE_SHARE = 8  # weights to a byte of what cuSPARSELt takes for itself
 
 # Attention's backward.
@@ -509,6 +522,14 @@ TEMPORARY = (
         evidence="source",
         provenance="attention that writes its scores down marks those that are masked, and rows of "
         "nothing else (attention.cpp: _safe_softmax)",
+        confirmed=HOPPER,
+    ),
+    Row(
+        operations=frozenset({"aten.sort.default", "aten.sort.stable"}),
+        size=_sorted_apart,
+        when="after",
+        evidence="measured",
+        provenance="long rows are sorted apart from the answer: values, and places twice as int64",
         confirmed=HOPPER,
     ),
     Row(
