@@ -21,7 +21,6 @@ DEVICE = "h200-141gb"
 RUNS = sorted((OUT / "ladder").glob("*.json"))
 HIDDEN, PUBLISHED = OUT / "hidden.json", OUT / "published.json"
 
-MIB = 2**20
 ALLOCATED = LIMITS["peak_allocated_bytes"]
 
 
@@ -158,44 +157,29 @@ def test_operations_hold_inside_what_the_table_says() -> None:
     found: Mapping[str, Any] = json.loads(HIDDEN.read_text())
     wrong = {}
     for each in found["operations"]:
-        if _beyond_shapes(each):
-            continue
         inputs, outputs = (
             tuple(Spec(tuple(shape), dtype) for shape, dtype in each[side])
             for side in ("inputs", "outputs")
         )
-        operation = Operation(each["name"], inputs, outputs)
+        operation = _named(Operation(each["name"], inputs, outputs), each)
         expected = sum(buffer.bytes for buffer in hidden(operation, found["architecture"]))
-        # Copies of masks and sums of blocks make no difference.
-        if abs(each["inside"] - expected) > max(MIB, 0.01 * expected):
+        # The table leaves smaller buffers out: a peak of gigabytes does not show them.
+        if abs(each["inside"] - expected) > max(2**20, 0.01 * expected):
             wrong[str(operation)] = (each["inside"], expected)
 
     assert wrong == {}
 
 
-def _beyond_shapes(each: Mapping[str, Any]) -> bool:
-    """Whether the table cannot know an operation from the shapes that were written down.
+def _named(operation: Operation, each: Mapping[str, Any]) -> Operation:
+    """The operation by the name that it has today.
 
-    A 2:4 weight looks like the dense one it stands for: its product is `_cslt_sparse_mm` where it
-    is predicted. The gradient of a norm's weight is a sum over tokens, whose scratch space was seen
-    at one shape only.
+    When this was measured, products of 2:4 weights were torch's `mm` with a sparse tensor, whose
+    answer lay column by column. Now cuSPARSELt is called by itself; a later run has that.
     """
-    sparse = "semi_structured" in each["trial"] and each["name"] == "aten.mm.default"
-    return sparse or each["name"] == "aten.sum.dim_IntList"
-
-
-def test_2_4_products_hold_what_the_table_says() -> None:
-    found: Mapping[str, Any] = json.loads(HIDDEN.read_text())
-    products = [
-        each
-        for each in found["operations"]
-        if "semi_structured" in each["trial"] and each["name"] == "aten.mm.default"
-    ]
-    for each in products:
-        columns, rows = each["inputs"][1][0]
-        packed = Spec((rows, columns * 9 // 16), "bfloat16")
-        operation = Operation("aten._cslt_sparse_mm.default", (packed,), ())
-        (buffer,) = hidden(operation, found["architecture"])
-        assert each["inside"] == pytest.approx(buffer.bytes, abs=512)
-
-    assert len(products) == 4
+    if operation.name != "aten.mm.default" or not each["inside"]:
+        return operation
+    assert "semi_structured" in each["trial"]
+    inputs, weight = operation.inputs
+    columns, rows = weight.shape
+    packed = Spec((rows, columns * 9 // 16), weight.dtype)
+    return Operation("aten._cslt_sparse_mm.default", (packed, inputs), operation.outputs)

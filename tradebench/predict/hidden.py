@@ -2,9 +2,10 @@
 
 A trace has what operations return. A kernel may ask the allocator for more while it runs: a 4-bit
 weight made 16 bits wide, the sums that attention's backward adds up in fp32. Each row of the table
-gives such buffers as a function of the operation's shapes, with where that is known from, and on
-which architectures a device has confirmed it: `tests/gpu/hidden.py` watches a device's allocator
-around every operation of training steps, and results/h200/hidden.json is what an H200 said.
+gives such buffers as a function of the operation's shapes, with where that is known from. An H200
+(sm_90) with torch 2.11 and bitsandbytes 0.50.2 has run a step of eight kinds, and preparations of
+models, against them: a buffer is `verified` on the architectures that its row names, and on no
+other. Of an operation whose buffers are below a MiB nothing is written down.
 
 A trace made on a CPU names attention after the CPU's kernel. What runs in its place is torch's
 choice (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): cuDNN first on Hopper and on
@@ -13,9 +14,8 @@ for that; flash attention 2 elsewhere; and the memory-efficient kernel for fp32 
 for masks. All keep one fp32 number per head and row for the backward, as the CPU's kernel does.
 
 Left out, after reading their code, because they take nothing or a fraction of a percent of what
-they return: fused softmax and loss, norms written in Python, in-place optimizers (their tables
-travel as kernel arguments), cumulative sums, topk's histograms, indices of a few tokens, random
-states.
+they return: losses, norms written in Python, in-place optimizers (their tables travel as
+kernel arguments), cumulative sums, topk's histograms, indices of a few tokens, random states.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tradebench.predict.operations import Operation, Spec
+from tradebench.predict.operations import ITEM_BYTES, Operation, Spec
 
 When = Literal["before", "after"]
-# measured: read off a GPU, of code that is closed. source: the allocation is in code that was read.
-# assumed: a bound, or what other kernels of the same kind do; the code is closed or depends on more
-# than shapes.
+# Where the formula is from. measured: read off a GPU, since the code is closed. source: the
+# allocation is in code that was read. assumed: a bound, or what other kernels of the same kind do;
+# the code is closed or depends on more than shapes.
 Evidence = Literal["measured", "source", "assumed"]
 
-FLOAT, HALF, INT32 = 4, 2, 4  # bytes
+FLOAT, HALF, INT32, INT64 = 4, 2, 4, 8  # bytes
+H200 = ("sm_90",)
 
 
 class Buffer(NamedTuple):
@@ -51,7 +52,7 @@ class Buffer(NamedTuple):
 class Row:
     """A buffer of some operations: its size (0: none) by the operation and the architecture.
 
-    `confirmed` has the architectures on which a device held just that.
+    `confirmed` names the architectures on which a run came to these bytes, within 1%.
     """
 
     operations: frozenset[str]
@@ -59,7 +60,7 @@ class Row:
     when: When
     evidence: Evidence
     provenance: str
-    confirmed: frozenset[str] = frozenset()
+    confirmed: tuple[str, ...] = ()
 
     def buffer(self, operation: Operation, architecture: str) -> Buffer | None:
         """The buffer of one operation, if it has one."""
@@ -190,32 +191,11 @@ def _searched(operation: Operation) -> int:
     return operation.inputs[0].elements * (len(operation.outputs) == 3)
 
 
-def _softmax_mask(operation: Operation, _: str) -> int:
-    """A byte for every score, and one for every row of them."""
-    scores = operation.outputs[0]
-    return scores.elements + scores.elements // scores.shape[-1]
-
-
 def _half_answer(operation: Operation) -> int:
     """The kernel answers in fp16; any other format is cast from that."""
     answer = operation.outputs[0]
     return answer.elements * HALF * (answer.dtype != "float16")
 
-
-# Sorting. Pruning by Wanda held 20 bytes more for each of 8192 x 28672 scores in fp32 than is asked
-# for, and rows of two held nothing.
-
-SHORT = 4096  # the longest row that one block of threads sorts in place
-PLACES = 2 * 8  # bytes of two int64
-
-
-def _sorted_apart(operation: Operation, _: str) -> int:
-    given = operation.inputs[0]
-    long = given.shape != () and given.shape[-1] > SHORT
-    return (given.bytes + PLACES * given.elements) * long
-
-
-SPARSE_SHARE = 8  # weights to a byte of what cuSPARSELt takes for itself
 
 # Attention's backward.
 
@@ -335,6 +315,80 @@ def _embedding_segments(operation: Operation, architecture: str) -> int:
     return segments * width * FLOAT * (tokens > FEW_TOKENS)
 
 
+# Products of 2:4 weights (aten/src/ATen/native/sparse/cuda/cuSPARSELtOps.cpp).
+
+BITS = 8  # of a byte: where the kept weights lie takes a bit for every weight of the dense matrix
+
+
+def _places(operation: Operation, architecture: str) -> int:
+    return operation.inputs[0].elements // BITS
+
+
+def _packed_places(operation: Operation, architecture: str) -> int:
+    packed = operation.inputs[0].elements  # values and places: 9/16 of the dense weights
+    return packed * 16 // 9 // BITS
+
+
+# Softmax (aten/src/ATen/native/cuda/SoftMax.cu and native/transformers/attention.cpp).
+
+
+def _masked_scores(operation: Operation, architecture: str) -> int:
+    scores = operation.inputs[0]
+    return scores.elements + scores.elements // max(scores.shape[-1], 1)
+
+
+# Sorting (aten/src/ATen/native/cuda/Sort.cpp, SortStable.cu and CUB's radix sort).
+
+FEW_SORTED = 4096  # up to here a row is sorted in place
+LARGEST_SORT = 2**31 - 1  # elements that are sorted at once
+
+
+def _sorted(values: Spec) -> int:
+    """How many numbers are sorted out of place, all in one call.
+
+    The dimension is not written down: it is taken to be the last. Fewer than 128 rows are sorted
+    in another way, which takes more.
+    """
+    length = values.shape[-1] if values.shape else 1
+    return min(values.elements, LARGEST_SORT) // length * length if length > FEW_SORTED else 0
+
+
+def _sorted_places(operation: Operation, architecture: str) -> int:
+    return _sorted(operation.inputs[0]) * INT64
+
+
+def _sorted_copies(operation: Operation, architecture: str) -> int:
+    values = operation.inputs[0]
+    return _sorted(values) * (ITEM_BYTES[values.dtype] + INT64)
+
+
+# Sums over rows (aten/src/ATen/native/cuda/Reduce.cuh): the last dimension stays.
+
+SUM_VECTOR = 4  # neighbouring columns that a thread adds up
+SUM_WIDTH, SUM_HEIGHT = 32, 4  # threads of a block, along columns and along rows
+THREADS = {"sm_80": 2048, "sm_90": 2048, "sm_100": 2048, "sm_86": 1536, "sm_89": 1536}
+FEW_ADDED, MANY_ADDED = 16, 256  # numbers that a thread adds up, at least and at most
+
+
+def _sum_of_blocks(operation: Operation, architecture: str) -> int:
+    given, answer = operation.inputs[0], operation.outputs[0]
+    columns, block = answer.elements, SUM_WIDTH * SUM_VECTOR
+    if (columns,) != given.shape[-1:] or given.shape[-1:] != answer.shape[-1:]:
+        return 0
+    # Narrower sums are cut otherwise, and take next to nothing.
+    if not columns or columns % block or architecture not in MULTIPROCESSORS:
+        return 0
+    added = -(-given.elements // columns // SUM_HEIGHT)
+    threads = THREADS.get(architecture, 1536)
+    blocks = MULTIPROCESSORS[architecture] * threads // (SUM_WIDTH * SUM_HEIGHT)
+    grid = columns // block
+    if added < MANY_ADDED or grid > blocks:
+        return 0
+    splits = max(min(-(-blocks // grid), -(-added // FEW_ADDED)), -(-added // MANY_ADDED))
+    # One sum for every column would do: torch multiplies by the columns of a block once more.
+    return columns * splits * block * FLOAT * (splits > 1)
+
+
 # Workspaces of matrix products (aten/src/ATen/cuda/CublasHandlePool.cpp).
 
 PRODUCTS = frozenset(
@@ -371,7 +425,7 @@ GEMM_8BIT = frozenset(
     {"bitsandbytes.int8_scaled_mm.default", "bitsandbytes.int8_mixed_scaled_mm.default"}
 )
 BACKWARD = frozenset({CPU_BACKWARD, *NAMED})
-HOPPER = frozenset({"sm_90"})  # an H200, with torch 2.11, cuDNN 9.19 and bitsandbytes 0.50.2
+SORT = frozenset({"aten.sort.default", "aten.sort.stable"})
 
 # In the order in which a kernel asks for them.
 TEMPORARY = (
@@ -382,7 +436,7 @@ TEMPORARY = (
         evidence="source",
         provenance="bitsandbytes 0.50.2 makes quantized scales fp32 before it makes a 4-bit weight "
         "wide",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_4BIT,
@@ -390,7 +444,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 adds the scales' mean into a second copy of them",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_4BIT,
@@ -398,7 +452,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 makes a 4-bit weight wide inside its product for many rows",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=QUANTIZE_8BIT,
@@ -406,7 +460,7 @@ TEMPORARY = (
         when="after",
         evidence="source",
         provenance="bitsandbytes 0.50.2 takes absolute values in fp16 to look for outliers",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=QUANTIZE_8BIT,
@@ -414,7 +468,7 @@ TEMPORARY = (
         when="after",
         evidence="source",
         provenance="bitsandbytes 0.50.2 marks outliers in a mask of all activations",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_8BIT,
@@ -422,7 +476,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 multiplies 8-bit matrices into 32-bit integers",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_8BIT,
@@ -430,7 +484,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 scales 8-bit products in fp16 before any other format",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=BACKWARD,
@@ -472,7 +526,7 @@ TEMPORARY = (
         provenance="cuDNN's attention backward has one workspace: the queries' gradient and a sum "
         "per head and row in fp32 (cudnn-frontend, CompositeSDPABackwardNode), and, as in its open "
         "kernels, keys' and values' gradients of every head",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=BACKWARD,
@@ -507,56 +561,72 @@ TEMPORARY = (
         "(EmbeddingBackwardKernel.cu: grad_weight_per_segment)",
     ),
     Row(
-        operations=frozenset({"aten._softmax_backward_data.default"}),
-        size=lambda operation, _: operation.outputs[0].bytes,
-        when="after",
-        evidence="source",
-        provenance="softmax's backward multiplies gradient and answer into a tensor of its own "
-        "(SoftMax.cu: softmax_backward_cuda_out)",
-        confirmed=HOPPER,
-    ),
-    Row(
-        operations=frozenset({"aten._safe_softmax.default"}),
-        size=_softmax_mask,
-        when="after",
-        evidence="source",
-        provenance="attention that writes its scores down marks those that are masked, and rows of "
-        "nothing else (attention.cpp: _safe_softmax)",
-        confirmed=HOPPER,
-    ),
-    Row(
-        operations=frozenset({"aten.sort.default", "aten.sort.stable"}),
-        size=_sorted_apart,
-        when="after",
-        evidence="measured",
-        provenance="long rows are sorted apart from the answer: values, and places twice as int64",
-        confirmed=HOPPER,
-    ),
-    Row(
         operations=frozenset({"aten._cslt_compress.default"}),
-        size=lambda operation, _: operation.inputs[0].elements // SPARSE_SHARE,
+        size=_places,
         when="after",
         evidence="measured",
-        provenance="cuSPARSELt compresses with a bit for every weight beside them",
-        confirmed=HOPPER,
+        provenance="cuSPARSELt has a buffer of one bit for every weight while it compresses them",
+        confirmed=H200,
     ),
     Row(
         operations=frozenset({"aten._cslt_sparse_mm.default"}),
-        # Nine sixteenths of the dense weight are stored.
-        size=lambda operation, _: operation.inputs[0].elements * 16 // 9 // SPARSE_SHARE,
+        size=_packed_places,
         when="after",
+        # Not confirmed: when it was read off an H200, answers lay column by column.
         evidence="measured",
-        provenance="cuSPARSELt multiplies with a workspace of a bit for every weight",
-        confirmed=HOPPER,
+        provenance="cuSPARSELt has a workspace of one bit for every weight while it multiplies",
     ),
     Row(
         operations=frozenset({"aten.equal.default"}),
         size=lambda operation, _: operation.inputs[0].elements,
         when="after",
         evidence="source",
-        provenance="tensors are compared into a byte per element before all are looked at "
-        "(aten/src/ATen/native/cuda/Equal.cpp)",
-        confirmed=HOPPER,
+        provenance="tensors are compared into a mask of all their elements (cuda/Equal.cpp)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({"aten._safe_softmax.default"}),
+        size=_masked_scores,
+        when="after",
+        evidence="source",
+        provenance="attention that writes its scores down looks for rows that are masked "
+        "(attention.cpp: _safe_softmax)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({"aten._softmax_backward_data.default"}),
+        size=lambda operation, _: operation.inputs[0].bytes,
+        when="after",
+        evidence="source",
+        provenance="softmax's backward holds the product of its gradient and its answer "
+        "(SoftMax.cu: softmax_backward_cuda_out)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=SORT,
+        size=_sorted_places,
+        when="after",
+        evidence="source",
+        provenance="a sort of long rows numbers every element (SortStable.cu: reverse_indices)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=SORT,
+        size=_sorted_copies,
+        when="after",
+        evidence="source",
+        provenance="a sort of long rows has a second copy of its numbers and of their places "
+        "(CUB's segmented radix sort)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({"aten.sum.dim_IntList"}),
+        size=_sum_of_blocks,
+        when="after",
+        evidence="source",
+        provenance="a sum over many rows is split among blocks of threads "
+        "(Reduce.cuh: global_memory_size)",
+        confirmed=H200,
     ),
 )
 WORKSPACES = (
@@ -567,7 +637,7 @@ WORKSPACES = (
         evidence="source",
         provenance="cuBLAS keeps a workspace, which cuBLASLt shares "
         "(CublasHandlePool.cpp: parseChosenWorkspaceSize)",
-        confirmed=HOPPER,
+        confirmed=H200,
     ),
     Row(
         operations=PRODUCTS | GEMM_4BIT,
