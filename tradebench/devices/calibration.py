@@ -158,8 +158,8 @@ class Calibration(Record):
     def copy_seconds(self, size: int) -> Interval | None:
         """Seconds of an elementwise kernel that moves so many bytes; None without a measurement.
 
-        A clock around one kernel also counts how long the host takes to launch it, which in a queue
-        nothing waits for: there it takes a start and its bytes at the highest rate, if that is less.
+        A clock around one kernel also counts how long the host takes to launch it. Nothing waits
+        for that in a queue: there it takes a start and its bytes at the highest rate, if less.
         """
         found = _sized(self.copies, size)
         if found is None:

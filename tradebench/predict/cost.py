@@ -78,8 +78,8 @@ def cost(operation: Operation, device: Device, calibration: Calibration | None =
     copied = hidden_copy(operation)
     if copied is not None:
         rows = operation._replace(inputs=copied.outputs)
-        before, found = (cost(each, device, calibration) for each in (copied, rows))
-        return Cost(before.seconds + found.seconds, before.bound)
+        before, then = (cost(each, device, calibration) for each in (copied, rows))
+        return Cost(before.seconds + then.seconds, before.bound)
     promised = _promised(operation, device)
     measured = None if calibration is None else _measured(operation, calibration)
     if calibration is None or measured is None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from itertools import zip_longest
 
 from tradebench.devices import Device
-from tradebench.interval import NOTHING, Interval, exactly
+from tradebench.interval import NOTHING, Interval
 from tradebench.predict.flops import attention, packet, product
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.traffic import FILLS, FREE, GATHERS
