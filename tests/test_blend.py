@@ -54,6 +54,16 @@ def test_half_way_between_two_numbers_is_their_mean(differences: Differences) ->
     assert differences(blended, product(3, 6)) == []
 
 
+def test_between_a_tensor_lies_as_the_larger_one_does(differences: Differences) -> None:
+    low, high = product(3, 1), product(3, 9)
+    (made,) = high.operations
+    turned = made._replace(inputs=(made.inputs[0]._replace(layout="turned"),))
+    (found,) = blend(low, replace(high, operations=(turned,)), Fraction(1, 2)).operations
+
+    assert found.inputs == (Spec((3, 5), "float32", "turned"),)
+    assert found.outputs == (Spec((3, 5), "float32"),)
+
+
 def test_beyond_both_numbers_is_a_straight_line_too(differences: Differences) -> None:
     assert differences(blend(product(3, 4), product(3, 8), Fraction(3)), product(3, 16)) == []
 

@@ -249,6 +249,19 @@ def test_copies_have_a_floor_and_a_slope() -> None:
     assert values == pytest.approx({1: 2e-6, 10**4: 2e-6, 10**6: 2e-6, 10**10: 1e-2})
 
 
+def test_a_launch_that_a_clock_counted_is_none_of_a_queued_kernels_time() -> None:
+    known = made(
+        kernel_seconds=2e-6,
+        copies=tuple(Sized(size=s, seconds=1e-5 + s / 1e12) for s in (10**4, 10**6, 10**10)),
+    )
+    small, large = known.copy_seconds(10**6), known.copy_seconds(10**10)
+
+    assert small is not None
+    assert large is not None
+    assert small.value == pytest.approx(2e-6 + 10**6 / 1e12, rel=0.01)
+    assert large.value == pytest.approx(1e-5 + 10**10 / 1e12)
+
+
 @drawn
 @given(st.integers(1, 10**7))
 def test_a_curve_that_is_a_power_is_read_exactly(size: int) -> None:

@@ -18,7 +18,7 @@ H100 = find("h100-80gb")
 RANKS = 8
 
 moments = st.integers(0, 20).map(float)
-pieces = st.lists(st.builds(Piece, moments, moments, moments), max_size=8)
+pieces = st.lists(st.builds(Piece, moments, moments, moments, moments), max_size=8)
 drawn = settings(derandomize=True, max_examples=150, deadline=None)
 
 
@@ -54,15 +54,17 @@ def step(*segments: Segment, calibration: Calibration | None = None) -> Step:
 def test_streams_are_never_both_idle_and_never_both_hidden(given_pieces: list[Piece]) -> None:
     computes = sum(piece.computes for piece in given_pieces)
     moves = sum(piece.gathers + piece.scatters for piece in given_pieces)
+    issues = sum(piece.issues for piece in given_pieces)
 
-    assert max(computes, moves) <= finish(given_pieces) <= computes + moves
+    assert max(computes, moves, issues) <= finish(given_pieces) <= computes + moves + issues
 
 
 def simulated(given_pieces: list[Piece]) -> float:
     """The same rules, clock tick by clock tick: whoever may work does, one unit at a time.
 
     Jobs on the network queue in the order of issue: the first gathers, then for each piece the
-    next one's gathers and its own scatters.
+    next one's gathers and its own scatters. `asked` has the tick at which the host is through with
+    the pieces before each, and at last with all of them.
     """
     if not given_pieces:
         return 0.0
@@ -73,6 +75,7 @@ def simulated(given_pieces: list[Piece]) -> float:
             queue.append(("gathers", index + 1))
         queue.append(("scatters", index))
     work = [getattr(given_pieces[index], kind) for kind, index in queue]
+    asked = [sum(piece.issues for piece in given_pieces[:end]) for end in range(len(left) + 1)]
     clock, computing, moving, begun = 0.0, 0, 0, -1
     while computing < len(left) or moving < len(queue):
         progressed = True
@@ -81,9 +84,10 @@ def simulated(given_pieces: list[Piece]) -> float:
             if computing < len(left):
                 ready = moving > queue.index(("gathers", computing))
                 ready = ready or not given_pieces[computing].gathers
-                if ready and begun < computing:
+                if ready and begun < computing and clock >= asked[computing]:
                     begun, progressed = computing, True
-                if begun == computing and not left[computing]:
+                through = clock >= asked[computing + 1]
+                if begun == computing and not left[computing] and through:
                     computing, progressed = computing + 1, True
             if (
                 moving < len(queue)
@@ -94,7 +98,7 @@ def simulated(given_pieces: list[Piece]) -> float:
         if computing == len(left) and moving == len(queue):
             break
         at_network = moving < len(queue) and _may(queue[moving], begun, computing, work[moving])
-        if begun == computing and computing < len(left):
+        if begun == computing and computing < len(left) and left[computing]:
             left[computing] -= 1
         if at_network:
             work[moving] -= 1

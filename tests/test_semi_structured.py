@@ -211,7 +211,7 @@ def drawn_fake() -> nn.Linear:
     return layer
 
 
-def test_half_of_the_products_are_made_and_time_lies_between_half_and_all() -> None:
+def test_half_of_the_products_are_made_in_half_the_time_at_best() -> None:
     tokens, rows, columns = 2048, 28_672, 8192
     output = Spec((tokens, rows), "bfloat16")
     inputs = Spec((columns, tokens), "bfloat16")
@@ -223,7 +223,9 @@ def test_half_of_the_products_are_made_and_time_lies_between_half_and_all() -> N
     faster, slower = (cost.seconds(each, h100) for each in (sparse, dense))
 
     assert 2 * flops.flops(sparse) == flops.flops(dense) == 2 * tokens * rows * columns
-    assert (faster.low, faster.high) == (slower.low / 2, slower.high)
+    assert faster.low == slower.low / 2
+    assert faster.value > slower.value  # as on an H200, where the dense product was faster
+    assert faster.high > slower.high
     assert faster.value < slower.value
 
 

@@ -13,6 +13,8 @@ ROWS, WIDTH, WORDS = 100, 64, 1000
 x, y = Spec((ROWS, WIDTH), "bfloat16"), Spec((ROWS, WIDTH), "float32")
 table, tokens = Spec((WORDS, WIDTH), "bfloat16"), Spec((ROWS,), "int64")
 scores, one = Spec((ROWS, WORDS), "float32"), Spec((), "float32")
+LONG = 128_256
+long = Spec((ROWS, LONG), "float32")
 NARROW, WIDE = ROWS * WIDTH * 2, ROWS * WIDTH * 4
 
 CASES = {
@@ -46,6 +48,30 @@ CASES = {
         (one, scores, tokens, one),
         (scores,),
         ROWS * WORDS * 4,
+    ),
+    "a softmax reads short rows once": (
+        "aten._softmax.default",
+        (scores,),
+        (scores,),
+        2 * ROWS * WORDS * 4,
+    ),
+    "and long rows thrice": (
+        "aten._log_softmax.default",
+        (long,),
+        (long,),
+        (3 + 1) * ROWS * LONG * 4,
+    ),
+    "backward it reads their gradient twice": (
+        "aten._log_softmax_backward_data.default",
+        (long, long),
+        (long,),
+        (2 + 1 + 1) * ROWS * LONG * 4,
+    ),
+    "a part's gradient is written into zeros": (
+        "aten.slice_backward.default",
+        (x,),
+        (y,),
+        2 * NARROW + WIDE,
     ),
     "an output given is written, not read": ("aten.mul.out", (x, one, x), (), 2 * NARROW + 4),
     "lists with a number are read and written": (

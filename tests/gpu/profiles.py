@@ -1,7 +1,9 @@
 """Where a step's time goes, by operation: what the device was busy with, and what the host did.
 
-A step that is predicted too fast is either made of slower kernels than was thought or of more of
-them than a host can issue; the profiler tells which.
+Kernels, whose time is that of the operations that launched them, and spans that only annotate a
+device's timeline are left out: what is kept adds up to what the device did in the step. A step that
+is predicted too fast is either made of slower kernels than was thought or of more of them than a
+host can issue; the profiler tells which.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from gpu import counters
@@ -72,6 +75,7 @@ class Watched(Silent):
                 "host_seconds": each.self_cpu_time_total / 1e6,
             }
             for each in profiler.key_averages()
+            if each.device_type == DeviceType.CPU  # of what the host did
         ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gpu import kit, run
-from gpu.run import SECTIONS, Section
+from gpu.run import OUT, SECTIONS, Section
 from gpu.rungs import EXPANDABLE, RUNGS
 from gpu.section import Bench
 from gpu.techniques import parts
@@ -192,6 +192,23 @@ def test_a_rehearsal_runs_through_and_leaves_its_files(rehearsal: Path) -> None:
         *(f"traces/{name}.json.gz" for name in ("expandable", "default")),
     }
     assert max(path.stat().st_size for path in rehearsal.rglob("*")) < 200_000
+
+
+def test_what_operations_kept_a_device_busy_with_adds_up_to_the_step() -> None:
+    for name, step in read(OUT / "profiles.json.gz")["steps"].items():
+        busy = sum(each["device_seconds"] for each in step["operations"])
+
+        assert busy == pytest.approx(step["device_seconds"]), name
+        assert busy <= step["seconds"], name
+
+
+@pytest.mark.slow
+def test_a_rehearsed_profile_is_of_operations(rehearsal: Path) -> None:
+    steps = read(rehearsal / "profiles.json.gz")["steps"]
+
+    assert steps
+    for step in steps.values():
+        assert {"aten::mm", "aten::add"} <= {each["name"] for each in step["operations"]}
 
 
 @pytest.mark.slow

@@ -156,8 +156,16 @@ class Calibration(Record):
         return self._slower(Interval.around(_read(line, nearest), error))
 
     def copy_seconds(self, size: int) -> Interval | None:
-        """Seconds of an elementwise kernel that moves so many bytes; None without a measurement."""
-        return _sized(self.copies, size)
+        """Seconds of an elementwise kernel that moves so many bytes; None without a measurement.
+
+        A clock around one kernel also counts how long the host takes to launch it. Nothing waits
+        for that in a queue: there it takes a start and its bytes at the highest rate, if less.
+        """
+        found = _sized(self.copies, size)
+        if found is None:
+            return None
+        rate = max(each.size / each.seconds for each in self.copies)
+        return found.or_less(Interval.around(self.kernel_seconds + size / rate, BETWEEN))
 
     def dequantize_seconds(self, elements: int) -> Interval | None:
         """Seconds to unpack so many elements of 4 bits; None without a measurement."""

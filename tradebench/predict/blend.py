@@ -105,4 +105,5 @@ def _spec(low: Spec, high: Spec, weight: Fraction) -> Spec:
         raise StructureError("the number shows twice in the shape of a tensor")
     if any(Fraction(size).denominator != 1 for size in shape):
         raise StructureError("a dimension between the two is no whole number")
-    return Spec(tuple(int(size) for size in shape), low.dtype)
+    # A dimension of one element has no order: the larger tensor tells.
+    return Spec(tuple(int(size) for size in shape), low.dtype, high.layout)

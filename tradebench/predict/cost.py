@@ -1,10 +1,10 @@
 """Seconds of one operation on a device: a roofline from its data sheet, or what was measured.
 
-A kernel takes as long as its arithmetic or its memory traffic, whichever is longer, and a moment to
-start. Without a calibration the shares of the data sheet's rates that kernels reach are the
-constants below, wide enough for any device of the catalogue: such a prediction ranks techniques
-rather than times them. They belong to eager kernels, one per operation; a compiler that fuses them
-spares traffic that is counted here.
+A kernel takes as long as its arithmetic, its memory traffic or its own instructions, whichever is
+longest, and a moment to start. Without a calibration the shares of the data sheet's rates that
+kernels reach are the constants below, wide enough for any device of the catalogue: such a
+prediction ranks techniques rather than times them. They belong to eager kernels, one per operation;
+a compiler that fuses them spares traffic that is counted here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tradebench.devices import Device
 from tradebench.devices.calibration import Calibration
 from tradebench.interval import NOTHING, Interval, exactly
 from tradebench.predict.flops import SPARSE, arithmetic, attention, flops, packet, product
+from tradebench.predict.kernels import hidden_copy, instructions
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.traffic import FREE, traffic
 
@@ -34,12 +35,15 @@ ATTENTION_SHARE = Interval(0.20, 0.42, 0.75)
 # Share of the memory bandwidth that streaming kernels reach: an estimate. Reductions, casts and
 # short tensors stay below a plain copy.
 BANDWIDTH_SHARE = Interval(0.55, 0.80, 0.93)
-# From the end of one queued kernel to full speed of the next, and the host's time for one
-# operation of eager torch, autograd and Python's share included: estimates.
+# From the end of one queued kernel to full speed of the next: an estimate.
 KERNEL_SECONDS = Interval(1e-6, 2.5e-6, 5e-6)
-CALL_SECONDS = Interval(4e-6, 10e-6, 20e-6)
-# What the host's time for a call in a loop becomes in a model, where modules and hooks come on top.
-CALL_FACTOR = Interval(0.8, 1.5, 3.0)
+# What the host's time for a call in a loop becomes in a program, where views, autograd, modules and
+# Python come on top. By the host of an H200 (torch 2.11, 7.3 us for a call in a loop) steps of
+# torchao's optimizers, which nothing but the host decides, took 2.9 to 4.1 times as long for each
+# recorded operation, and narrow models, which run through many modules for few operations, about 6.
+CALL_FACTOR = Interval(2.0, 3.5, 6.0)
+# The same in seconds, for a host that nobody measured: an estimate from that one.
+CALL_SECONDS = Interval(8e-6, 20e-6, 45e-6)
 
 # bitsandbytes 0.50.2, backends/cuda/ops.py: products of 4-bit weights run in one fused kernel for
 # up to 4 rows of activations, unpack the weight first for more than 1536, and are decided by tables
@@ -47,8 +51,9 @@ CALL_FACTOR = Interval(0.8, 1.5, 3.0)
 FUSED_ROWS, UNPACKED_ROWS = 4, 1536
 
 # How much faster a product with a 2:4 weight is than the dense one: tensor cores skip half of the
-# work at best, and at worst nothing is gained; in between it is an estimate.
-SPARSE_SPEEDUP = Interval(1.0, 1.3, 2.0)
+# work at best. On an H200 with torch 2.11 and 2048 tokens by the weights of Llama-3.3-70B they took
+# longer: 0.77 (tests/gpu/profiles.py).
+SPARSE_SPEEDUP = Interval(0.6, 0.77, 2.0)
 
 
 class Cost(NamedTuple):
@@ -70,6 +75,11 @@ def cost(operation: Operation, device: Device, calibration: Calibration | None =
         return _packed_product(operation, device, calibration)
     if name == SPARSE:
         return _sparse_product(operation, device, calibration)
+    copied = hidden_copy(operation)
+    if copied is not None:
+        rows = operation._replace(inputs=copied.outputs)
+        before, then = (cost(each, device, calibration) for each in (copied, rows))
+        return Cost(before.seconds + then.seconds, before.bound)
     promised = _promised(operation, device)
     measured = None if calibration is None else _measured(operation, calibration)
     if calibration is None or measured is None:
@@ -79,6 +89,7 @@ def cost(operation: Operation, device: Device, calibration: Calibration | None =
         # A shape that only resembles a measured one may have more traffic for its arithmetic.
         # Small copies are left alone: they find their data in a cache, in a model as when measured.
         found = measured.or_more(exactly(traffic(operation) / device.bandwidth))
+    found = found.or_more(instructions(operation, device))
     small = found.value < 2 * calibration.kernel_seconds
     return Cost(found, "launch" if small else promised.bound)
 
@@ -91,12 +102,13 @@ def seconds(
 
 
 def _promised(operation: Operation, device: Device) -> Cost:
-    """By the data sheet: the longer of arithmetic and traffic, and a start."""
+    """By the data sheet: the longest of arithmetic, traffic and instructions, and a start."""
     # A format without units of its own is widened to 16 bits on the way in.
     rate = device.rates.get(arithmetic(operation), device.rates["bf16"])
     best = BEST_PRODUCT.get(device.architecture, BEST_ELSEWHERE)
     share = PRODUCT_SHARE.times(best) if attention(operation) is None else ATTENTION_SHARE
     compute = exactly(flops(operation)).per(share.times(rate))
+    compute = compute.or_more(instructions(operation, device))
     memory = exactly(traffic(operation)).per(BANDWIDTH_SHARE.times(device.bandwidth))
     work = compute.or_more(memory)
     bound: Bound = "compute" if compute.value > memory.value else "bandwidth"

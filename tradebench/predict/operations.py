@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 ITEM_BYTES = {
     "float64": 8,
@@ -22,11 +23,18 @@ ITEM_BYTES = {
 }
 
 
+# How a tensor's elements lie in memory: row by row; without gaps, but with other dimensions before
+# the last one (`permuted`) or with the last one not running fastest (`turned`); or with gaps, which
+# leave the elements of a row side by side (`gapped`) or not (`apart`).
+Layout = Literal["rows", "permuted", "turned", "gapped", "apart"]
+
+
 class Spec(NamedTuple):
-    """Shape and format of one tensor; `dtype` is torch's name without its prefix."""
+    """Shape, format and layout of one tensor; `dtype` is torch's name without its prefix."""
 
     shape: tuple[int, ...]
     dtype: str
+    layout: Layout = "rows"
 
     @property
     def elements(self) -> int:
@@ -50,3 +58,16 @@ class Operation(NamedTuple):
     name: str
     inputs: tuple[Spec, ...]
     outputs: tuple[Spec, ...]
+
+
+def layout(shape: Sequence[int], strides: Sequence[int]) -> Layout:
+    """How the elements of a tensor lie; strides count elements, 0 where one stands for many."""
+    steps = [step for step in zip(strides, shape, strict=True) if step[1] != 1]
+    reach = 1
+    for stride, size in sorted(steps):
+        if stride != reach:  # something lies between, or twice in the same place
+            return "gapped" if steps[-1][0] <= 1 else "apart"
+        reach *= size
+    if steps == sorted(steps, reverse=True):
+        return "rows"
+    return "permuted" if steps[-1][0] == 1 else "turned"

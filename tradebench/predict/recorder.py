@@ -24,7 +24,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from tradebench.predict.operations import Operation, Spec
+from tradebench.predict.operations import Layout, Operation, Spec, layout
 from tradebench.techniques.targets import decoder_layers
 from tradebench.worlds.memory import Storage, tensors_in
 from tradebench.worlds.shards import ShardTracker, parts
@@ -401,7 +401,13 @@ def _name(func: Any) -> str:
 
 
 def _specs(tensors: Iterable[Tensor]) -> tuple[Spec, ...]:
-    return tuple(Spec(tuple(tensor.shape), _format(tensor.dtype)) for tensor in tensors)
+    return tuple(
+        Spec(tuple(tensor.shape), _format(tensor.dtype), _layout(tensor)) for tensor in tensors
+    )
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return "rows" if tensor.is_contiguous() else layout(tensor.shape, tensor.stride())
 
 
 @cache

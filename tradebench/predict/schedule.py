@@ -3,7 +3,8 @@
 Three things run side by side. The device computes. Its network moves parameters and gradients: what
 a segment needs is gathered while the one before it still computes, and its gradients are scattered
 while the next one does, as FSDP2 schedules it; all collectives share one stream, in the order of
-issue. And the host issues everything; a step is never shorter than that takes.
+issue. And the host issues everything, from the beginning of the step, at which the device is idle:
+where it takes longer to ask for a segment than the device for what came before, the device waits.
 """
 
 from __future__ import annotations
@@ -37,11 +38,15 @@ class Segment:
 
 
 class Piece(NamedTuple):
-    """Seconds of one segment, once: what it waits for, what it does, and what it leaves behind."""
+    """Seconds of one segment, once: what it waits for, what it does, and what it leaves behind.
+
+    `issues` is what the host takes to ask for all of it.
+    """
 
     gathers: float
     computes: float
     scatters: float
+    issues: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ def step_seconds(
         raise UserError(f"{calibration.device!r} was calibrated, and this is {device.name!r}")
     bounds: dict[Bound, float] = {"compute": 0.0, "bandwidth": 0.0, "launch": 0.0}
     phases: list[tuple[Interval, Interval, Interval]] = []
+    issues: list[Interval] = []
+    call = _call_seconds(calibration)
     calls = arithmetic = 0
     for segment in segments:
         gathers = computes = scatters = NOTHING
@@ -92,35 +99,40 @@ def step_seconds(
                 gathers += taken
             else:
                 scatters += taken
+        asked = call.times(sum(segment.operations.values()))
         phases += [(gathers, computes, scatters)] * segment.times
+        issues += [asked] * segment.times
 
-    alone = Interval(
-        finish([Piece(*(each.low for each in parts)) for parts in phases]),
-        finish([Piece(*(each.value for each in parts)) for parts in phases]),
-        finish([Piece(*(each.high for each in parts)) for parts in phases]),
+    issued = [(*parts, asked) for parts, asked in zip(phases, issues, strict=True)]
+    step = Interval(
+        finish([Piece(*(each.low for each in parts)) for parts in issued]),
+        finish([Piece(*(each.value for each in parts)) for parts in issued]),
+        finish([Piece(*(each.high for each in parts)) for parts in issued]),
     )
-    step = alone.or_more(_call_seconds(calibration).times(calls))
+    alone = finish([Piece(*(each.value for each in parts)) for parts in phases])
     return Step(
         seconds=step,
-        shares=_shares(bounds, alone.value, step.value),
+        shares=_shares(bounds, alone, step.value),
         operations=calls,
         flops=arithmetic,
     )
 
 
 def finish(pieces: Sequence[Piece]) -> float:
-    """When the last of the pieces is done, on two streams.
+    """When the last of the pieces is done, on two streams that a host feeds.
 
     A piece's gathers may begin once the piece before it computes, and go ahead of that one's
-    scatters: FSDP2 holds the parameters of two layers at most.
+    scatters: FSDP2 holds the parameters of two layers at most. The host asks for one piece after
+    the other and waits for none; none begins before it is asked for, nor ends before all of it is.
     """
     if not pieces:
         return 0.0
-    computed = 0.0
+    computed = issued = 0.0
     network = ready = pieces[0].gathers
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
-        begun = max(computed, ready)
-        computed = begun + piece.computes
+        begun = max(computed, ready, issued)
+        issued += piece.issues
+        computed = max(begun + piece.computes, issued)
         ready = 0.0
         if following is not None and following.gathers:
             network = ready = max(network, begun) + following.gathers
