@@ -154,6 +154,7 @@ example-validation: $(VENV)/.installed
 	mkdir -p reports/validation
 	$(BIN)/tradebench plan --validate > reports/validation/report.md
 	$(BIN)/python tests/test_held.py
+	PYTHONPATH=tests $(BIN)/python -m gpu.report
 
 gpu-kit: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m gpu.kit

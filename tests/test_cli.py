@@ -534,6 +534,8 @@ def test_a_plan_is_a_table_to_paste(planned: Planned) -> None:
         "nf4 + lora r4",
     ]
     assert lines[len(rows) + 1].startswith(f"3 points on {CARD} (21.9-22.2 GiB of it usable): ")
+    latest = max(planned.folder.glob("results/wide.plan/*/report/report.md"))
+    assert "| Price of 1M tokens |" in latest.read_text()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +21,7 @@ from tradebench.predict.library import Library
 from tradebench.predict.memory import perform_fake, predict_memory, reach
 from tradebench.predict.point import of_record
 from tradebench.result import Outcome
-from tradebench.techniques import ContradictionError
+from tradebench.techniques import ContradictionError, fsdp2
 from tradebench.techniques.fsdp2 import FSDP2
 from tradebench.trial import Model, Trial
 from tradebench.worlds.fake import fake_world
@@ -419,6 +420,20 @@ def test_a_group_of_one_gives_way_to_a_fake_one(tiny_trial: Make, run_trial: Run
 
     _, losses, _ = run_trial(tiny_trial(sharded(1)))
     assert len(losses) == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "groups"),
+    [
+        (SimpleNamespace(_fsdp_param_groups=["a", "b"]), ["a", "b"]),
+        (SimpleNamespace(_fsdp_param_group="a"), ["a"]),
+        (SimpleNamespace(_fsdp_param_group=None), []),
+    ],
+)
+def test_groups_are_found_as_every_version_of_torch_keeps_them(
+    state: SimpleNamespace, groups: list[str]
+) -> None:
+    assert fsdp2._groups(state) == groups
 
 
 @given(rows=st.integers(1, 40), columns=st.integers(1, 3), ranks=st.integers(1, 64))

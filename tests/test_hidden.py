@@ -297,6 +297,54 @@ def test_a_long_batch_adds_up_its_embeddings_by_segments() -> None:
     assert sizes(gradient(4096, 1000)) == [(409 + 1000) * 8192 * 4]
 
 
+# Sums, sorts and scores, as an H200 held them.
+
+
+def test_a_sum_over_tokens_is_split_among_blocks() -> None:
+    def summed(tokens: int, width: int = 8192) -> Operation:
+        given = Spec((1, tokens, width), "bfloat16")
+        answer = Spec((1, 1, width), "bfloat16")
+        return Operation("aten.sum.dim_IntList", (given,), (answer,))
+
+    assert sizes(summed(2048)) == [134_217_728]
+    assert sizes(summed(1000)) == []  # a thread adds up fewer than 256
+    assert sizes(summed(2048, 100)) == []  # no whole block of columns
+    assert sizes(summed(2048), "gfx942") == []
+    rows = Operation(
+        "aten.sum.dim_IntList", (Spec((8192, 8192), "bfloat16"),), (Spec((8192, 1), "bfloat16"),)
+    )
+    assert sizes(rows) == []
+
+
+def test_a_sort_of_long_rows_takes_20_bytes_for_a_number_in_fp32() -> None:
+    """What Wanda's preparation of an H200 held beyond its tensors, to the byte."""
+
+    def ordered(rows: int, columns: int) -> Operation:
+        scores = Spec((rows, columns), "float32")
+        return Operation("aten.sort.default", (scores,), (scores, scores._replace(dtype="int64")))
+
+    assert sum(sizes(ordered(8192, 28_672))) == 4_697_620_480
+    assert sizes(ordered(8192, 4096)) == []
+
+
+def test_attention_that_writes_its_scores_down_holds_more_than_them() -> None:
+    scores = Spec((1, 64, 512, 512), "float32")
+    forward = Operation("aten._safe_softmax.default", (scores,), (scores,))
+    backward = Operation("aten._softmax_backward_data.default", (scores, scores), (scores,))
+
+    assert sizes(forward) == [16_809_988 - 4]  # a number, which is the answer of masked rows
+    assert sizes(backward) == [67_108_864]
+
+
+def test_places_of_2_4_weights_are_held_while_they_are_compressed_and_multiplied() -> None:
+    dense, packed = Spec((28_672, 8192), "bfloat16"), Spec((28_672, 4608), "bfloat16")
+    inputs, answer = Spec((8192, 2048), "bfloat16"), Spec((2048, 28_672), "bfloat16")
+    compressed = Operation("aten._cslt_compress.default", (dense,), (packed,))
+    multiplied = Operation("aten._cslt_sparse_mm.default", (packed, inputs), (answer,))
+
+    assert sizes(compressed) == sizes(multiplied) == [29_360_128]
+
+
 # Workspaces.
 
 
@@ -328,20 +376,29 @@ def test_other_operations_hold_nothing() -> None:
 # The table.
 
 
-def test_every_row_says_where_it_is_from_and_none_is_verified_without_a_measurement() -> None:
+def test_every_row_says_where_it_is_from() -> None:
     for row in (*TEMPORARY, *WORKSPACES):
         assert len(row.provenance) > 40
         assert row.operations
-        assert row.evidence in ("source", "assumed")  # no GPU has been asked
-    everything = [product(2048, *MLP, nested=True), backward(64), MM]
-    found = [
-        buffer
-        for operation in everything
-        for buffer in (*hidden(operation, "sm_80"), *persistent(operation, "sm_80"))
-    ]
+        assert set(row.confirmed) <= {"sm_90"}  # an H200 has been asked, and nothing else
 
-    assert found
-    assert not any(buffer.verified for buffer in found)
+
+def test_a_buffer_is_verified_where_a_gpu_has_held_it_and_nowhere_else() -> None:
+    asked = [product(2048, *MLP, nested=True), backward(64), MM]
+    unasked = [backward(64, format="float32"), backward(64, width=192)]
+
+    def verified(operations: Iterable[Operation], architecture: str) -> set[bool]:
+        return {
+            buffer.verified
+            for operation in operations
+            for buffer in (*hidden(operation, architecture), *persistent(operation, architecture))
+        }
+
+    assert verified(asked, "sm_90") == {True}
+    assert verified(unasked, "sm_90") == {False}
+    for architecture in (*ARCHITECTURES, "gfx942"):
+        if architecture != "sm_90":
+            assert verified([*asked, *unasked], architecture) == {False}
 
 
 def test_every_architecture_of_the_catalogue_is_known() -> None:

@@ -34,7 +34,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "results").mkdir()
     examples = [file.parents[1].name for file in ROOT.glob("results/*/example/run.json")]
-    for name in ("suites", "results/baselines", *(f"results/{name}" for name in examples)):
+    kept = ("suites", "results/baselines", "results/h200")
+    for name in (*kept, *(f"results/{name}" for name in examples)):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,19 @@ def read(device: str) -> Counters:
             for when in ("current", "peak")
         )
     )
+
+
+def clear(device: str) -> None:
+    """Leave a device as a new process finds it, without what earlier trials have left there.
+
+    cuBLAS keeps a workspace for every thread that has multiplied: 64 MiB, that the next trial in
+    this process would be charged with before it has multiplied anything.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
 
 
 def reset(device: str) -> None:

@@ -1,4 +1,8 @@
-"""Predictions of every trial that was measured, beside what was measured."""
+"""Predictions of every trial that was measured, beside what was measured.
+
+A section of the run, so that nobody has to wait to see how far predictions are off; `gpu.report`
+makes them anew on any machine.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 
 from gpu.comparison import compare, prediction
 from gpu.section import Bench
-from tradebench import devices, environment
+from tradebench import devices
 from tradebench.errors import UserError
 from tradebench.plan.plan import cores
 from tradebench.predict.library import Library
@@ -28,27 +32,37 @@ def run(bench: Bench, name: str) -> None:
     Raises:
         RuntimeError: one could not be predicted.
     """
-    files = [path for folder in FOLDERS for path in sorted((bench.out / folder).glob("*.json"))]
-    gpu = environment.gpu() if bench.device == "cuda" else None
-    device = devices.named(gpu.name) if gpu is not None else None
-    target = REHEARSED if device is None else device.id
-    calibration = bench.out / "calibration.json"
-    given = calibration if device is not None and calibration.exists() else None
-    work = partial(beside, device=target, calibration=given)
-    with ProcessPoolExecutor(
-        min(MOST, cores()), mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-        found = [each for each in pool.map(work, files) if each is not None]
-    bench.write(
-        "predictions",
-        {"schema": "tradebench.predictions/1", "device": target, "trials": found},
-    )
-    failed = [f"{each['name']}: {each['reason']}" for each in found if each["reason"]]
+    found = every(bench.out)
+    bench.write("predictions", found)
+    failed = [f"{each['name']}: {each['reason']}" for each in found["trials"] if each["reason"]]
     if failed:
         raise RuntimeError("\n".join(failed))
 
 
-def beside(path: Path, *, device: str, calibration: Path | None) -> dict[str, Any] | None:
+def every(folder: Path) -> dict[str, Any]:
+    """All trials of a folder with their figures, for the device that they were measured on."""
+    files = [path for room in FOLDERS for path in sorted((folder / room).glob("*.json"))]
+    results = [Result.model_validate_json(path.read_text()) for path in files]
+    names = {gpu["name"] for each in results for gpu in each.environment.hardware["gpus"]}
+    device = devices.named(names.pop()) if len(names) == 1 else None
+    calibration = folder / "calibration.json"
+    work = partial(
+        beside,
+        device=REHEARSED if device is None else device.id,
+        calibration=calibration if device is not None and calibration.exists() else None,
+    )
+    with ProcessPoolExecutor(
+        min(MOST, cores()), mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        found = [each for each in pool.map(work, files) if each is not None]
+    return {
+        "schema": "tradebench.predictions/1",
+        "device": REHEARSED if device is None else device.id,
+        "trials": found,
+    }
+
+
+def beside(path: Path, device: str, calibration: Path | None) -> dict[str, Any] | None:
     """A trial's measured and predicted figures; None where it was not run."""
     result = Result.model_validate_json(path.read_text())
     if result.status not in ("ok", "oom"):
@@ -56,6 +70,7 @@ def beside(path: Path, *, device: str, calibration: Path | None) -> dict[str, An
     found: dict[str, Any] = {
         "name": f"{path.parent.name}/{path.stem}",
         "label": result.label,
+        "layers": result.model["layers"],
         "status": result.status,
         "reason": None,
         "figures": [],

@@ -6,12 +6,9 @@ backward pass; so does this.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import torch
 
 from gpu import counters
 from gpu.program import Silent, once
@@ -55,12 +52,10 @@ def run(bench: Bench, name: str) -> None:
     for row in notebook():
         trial = shrunk(row.trial) if bench.tiny else row.trial
         if trial.id not in measured:
+            counters.clear(bench.device)
             moments = Moments(bench.device)
             once(shortened(trial), bench.device, moments, Outcome())
             measured[trial.id] = moments.named()
-            gc.collect()
-            if bench.device == "cuda":
-                torch.cuda.empty_cache()
         rows.append(
             {
                 "row": row.row.id,

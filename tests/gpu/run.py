@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -116,6 +116,7 @@ SECTIONS = (
     Section(name="traps", does="gradients with and without an evaluation", seconds=45.0),
     *techniques(),
     Section(name="predictions", does="what is predicted of every trial so far", seconds=90.0),
+    Section(name="profiles", does="where a step's time goes", seconds=60.0),
     *ladder(tuple(RUNGS)[FIRST:]),
     Section(name="checks", does="the tests marked gpu", seconds=60.0),
 )
@@ -181,6 +182,7 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     begun, ended = time.monotonic(), list[Ended]()
+    earlier = _earlier(out / "summary.json", {section.name for section in sections})
     for number, section in enumerate(sections, start=1):
         left = total - (time.monotonic() - begun)
         if left < LEAST:
@@ -195,8 +197,16 @@ def run(
         _say(f"{number}/{len(sections)} {found.name}: {found.status}, {found.seconds:.0f} s")
         if found.reason is not None:
             _say(f"    {found.reason.splitlines()[-1]}")
-        _summarise(out / "summary.json", ended, time.monotonic() - begun)
+        _summarise(out / "summary.json", [*earlier, *ended], time.monotonic() - begun)
     return ended
+
+
+def _earlier(path: Path, chosen: Set[str]) -> list[Ended]:
+    """What a run before this one has left of sections that are not run again."""
+    if not path.is_file():
+        return []
+    found = [Ended(**each) for each in json.loads(path.read_text())["sections"]]
+    return [each for each in found if each.name not in chosen]
 
 
 def _unstarted(section: Section) -> Ended:
@@ -265,6 +275,7 @@ def _say(line: str) -> None:
 
 
 def _summarise(path: Path, ended: Sequence[Ended], seconds: float) -> None:
+    """Write down what came of every section; `seconds` are those of the latest run."""
     summary = {
         "schema": "tradebench.gpu/1",
         "seconds": round(seconds, 1),

@@ -6,12 +6,10 @@ predicted of it. The trials come from the catalogue: a technique is here once it
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
+from gpu import counters
 from gpu.ladder import attempt
 from gpu.run import PARTS
 from gpu.rungs import BF16, SHAPE, Rung, Settings
@@ -43,18 +41,20 @@ TINY: Mapping[str, Mapping[str, Any]] = {
 def run(bench: Bench, part: str) -> None:
     """Make the trials of one part, and keep a Result of each.
 
+    One that is there already stays, so that a run goes on where another ran out of time.
+
     Raises:
         RuntimeError: one failed, once all were made.
     """
     failed = []
     for name, trial in parts(tiny=bench.tiny)[int(part) - 1]:
+        if (bench.out / "techniques" / f"{name}.json").exists():
+            continue
+        counters.clear(bench.device)
         result = made(trial, bench.device)
         bench.write(f"techniques/{name}", result.model_dump(mode="json", by_alias=True))
         if result.status not in ("ok", "oom", "skipped"):
             failed.append(f"{name}: {result.reason}")
-        gc.collect()
-        if bench.device == "cuda":
-            torch.cuda.empty_cache()
     if failed:
         raise RuntimeError("\n".join(failed))
 

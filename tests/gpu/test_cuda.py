@@ -91,6 +91,7 @@ def test_a_2_4_weight_multiplies_and_comes_back_like_the_dense_one() -> None:
     assert stored == 512 * 1024 * 2 * 10 // 16
     assert (layer.weight.unflatten(1, (-1, 4)).count_nonzero(-1) == 2).all()
     torch.testing.assert_close(outputs, expected, rtol=2e-2, atol=2e-2)
+    assert outputs.is_contiguous()
     (found,) = torch.autograd.grad(outputs, inputs, slope)
     (gradient,) = torch.autograd.grad(expected, inputs, slope)
     torch.testing.assert_close(found, gradient, rtol=2e-2, atol=2e-2)

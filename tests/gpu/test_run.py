@@ -183,6 +183,7 @@ def test_a_rehearsal_runs_through_and_leaves_its_files(rehearsal: Path) -> None:
         "hidden.json",
         "calibration.json",
         "published.json",
+        "profiles.json.gz",
         "traps.json",
         "checks.json",
         *(f"ladder/{name}.json" for name, rung in RUNGS.items() if rung.rehearsed),

@@ -53,6 +53,7 @@ def test_a_history_is_stripped_to_what_a_replay_needs() -> None:
             ["segment_free", 20 * MIB, 1, 5],
             ["segment_free", 2 * MIB, 0, 6],
         ],
+        "addresses": [0, 900 * MIB],
     }
 
 
@@ -75,6 +76,7 @@ def replay(trace: dict[str, Any]) -> Simulation:
         windows=trace["windows"],
         streams=trace["streams"],
         settings=parse_settings(trace["settings"]),
+        addresses=trace.get("addresses"),
     )
 
 

@@ -121,10 +121,11 @@ def strip(history: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
     `events` has b where block b is requested and ~b where it is released; `sizes` and `streams`
     have one entry per block; `windows` the events ahead of which the cache was emptied, and 0;
-    `calls` the driver's: action, bytes, stream, and the event that led to it.
+    `calls` the driver's: action, bytes, stream, and the event that led to it. `addresses` says
+    where the driver put each new segment, counted from the lowest.
     """
     events, sizes, streams = list[int](), list[int](), list[int]()
-    calls, windows = list[list[str | int]](), [0]
+    calls, windows, places = list[list[str | int]](), [0], list[int]()
     alive, numbers = dict[int, int](), dict[int, int]()
     for entry in history:
         action = entry["action"]
@@ -140,10 +141,13 @@ def strip(history: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
                 windows.append(len(events))
             stream = numbers.setdefault(entry["stream"], len(numbers))
             calls.append([action, entry["size"], stream, len(events)])
+            if action == "segment_alloc":
+                places.append(entry["addr"])
     return {
         "events": events,
         "sizes": sizes,
         "streams": streams,
         "windows": windows,
         "calls": calls,
+        "addresses": [place - min(places) for place in places],
     }

@@ -89,7 +89,9 @@ def plan(
         price=price,
         repeats={trial.id: loaded.repeats_of(trial) for trial in loaded.trials()},
     )
-    directory, made = planning.plan(loaded, aim, out, gpus=gpus, fresh=fresh, processes=processes)
+    directory, made = planning.plan(
+        loaded, aim, out, gpus=gpus, fresh=fresh, processes=processes, price=price
+    )
     match form:
         case Format.JSON:
             options.print_json(

@@ -68,8 +68,12 @@ def plan(
     gpus: int | None,
     fresh: bool,
     processes: int | None,
+    price: float | None = None,
 ) -> tuple[Path, Plan]:
-    """Predict every point of a suite, and keep it with its report in a run directory."""
+    """Predict every point of a suite, and keep it with its report in a run directory.
+
+    `price` is that of a GPU for an hour, and makes money of the report's GPU-hours.
+    """
     trials = suite.trials()
     with progress(sum(not trial.conflicts() for trial in trials)) as bar:
         made = make(
@@ -89,7 +93,7 @@ def plan(
     directory = store.create_run(out, f"{suite.name}.plan", said)
     keep(made, directory)
     store.end_run(directory)
-    reporting.write(store.load(directory), directory / "report")
+    reporting.write(store.load(directory), directory / "report", price=price)
     return directory, made
 
 

@@ -141,10 +141,11 @@ GRAPHICS = Part(
 DATA_CENTRE = Part(
     name="context",
     low=300 * MIB,
-    typical=450 * MIB,
+    typical=518 * MIB,
     high=650 * MIB,
-    source="about 300 and 400 MB with lazy loading (pytorch/pytorch#107667, #109888), 616 MiB in a "
-    "data centre (LMCache/LMCache#4019); between them by judgement",
+    source="518 MiB on an H200 with driver 580 and torch 2.11 (results/h200/overheads.json); about "
+    "300 and 400 MB with lazy loading (pytorch/pytorch#107667, #109888), 616 MiB in a data centre "
+    "(LMCache/LMCache#4019)",
 )
 INSTINCT = Part(
     name="context",
@@ -157,10 +158,11 @@ INSTINCT = Part(
 CODE = Part(
     name="code",
     low=80 * MIB,
-    typical=200 * MIB,
+    typical=240 * MIB,
     high=1200 * MIB,
-    source="0.16 GiB beyond the context on an H100 (vllm-project/vllm#12126), 0.20 GiB on 24 GiB "
-    "cards (#14447); 1.79 GiB with the context on an H100 (#10511)",
+    source="240 MiB on an H200 with torch 2.11 (results/h200/overheads.json); 0.16 GiB beyond the "
+    "context on an H100 (vllm-project/vllm#12126), 0.20 GiB on 24 GiB cards (#14447); 1.79 GiB "
+    "with the context on an H100 (#10511)",
 )
 
 

@@ -38,4 +38,6 @@ def write(runs: Sequence[Run], out: Path) -> list[str]:
             logged.summary.update({**metrics(result), "status": result.status})
             logged.finish(exit_code=0 if result.status == "ok" else 1)
         told.append(f"{len(run.results)} runs of the group {group} in the project {out.name}")
+    # A finished run may not be on disk yet: its service writes behind our back until it is stopped.
+    wandb.teardown()
     return told

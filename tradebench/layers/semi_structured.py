@@ -7,7 +7,6 @@ need no dense weight, but the two would take more than it.
 
 What cuSPARSELt keeps beside the values is its own affair, so the places of the values are kept here
 as well: two bits for each, as many as there. Together that is ten sixteenths of the dense weight.
-What the library takes for workspace is not known.
 """
 
 from __future__ import annotations

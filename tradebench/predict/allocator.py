@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -199,6 +199,7 @@ def simulate(
     streams: Integers | None = None,
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     capacity: int | None = None,
+    addresses: Integers | None = None,
 ) -> Simulation:
     """Run a program's requests and releases through the allocator, from its first to its last.
 
@@ -214,6 +215,8 @@ def simulate(
         streams: the stream that requests each block; without it all share one.
         settings: how the allocator is set up.
         capacity: bytes that segments may take altogether; without it as many as they want.
+        addresses: where the driver puts each segment that cannot grow, in the order of its calls;
+            without them each lies behind those before it, which is how torch 2.13 looks at them.
 
     Raises:
         ValueError: windows out of order, a negative size, or a block that is requested while it is
@@ -223,7 +226,8 @@ def simulate(
     edges = [*_plain(windows), len(steps)]
     if len(edges) < 2 or edges[0] != 0 or any(start > end for start, end in pairwise(edges)):
         raise ValueError(f"windows must rise from 0 to at most {len(steps)}: {list(windows)}")
-    allocator = _Allocator(settings, ENDLESS if capacity is None else capacity)
+    places = () if addresses is None else _plain(addresses)
+    allocator = _Allocator(settings, ENDLESS if capacity is None else capacity, places)
     of_streams = [0] * len(requests) if streams is None else _plain(streams)
     program = _Program(allocator, requests, of_streams)
     usages: list[Usage] = []
@@ -407,7 +411,9 @@ class _Pool:
 class _Allocator:
     """The state of one device's allocator."""
 
-    def __init__(self, settings: AllocatorSettings, capacity: int) -> None:
+    def __init__(
+        self, settings: AllocatorSettings, capacity: int, addresses: Iterable[int] = ()
+    ) -> None:
         self.settings = settings
         self.capacity = capacity
         self.reserved = 0
@@ -416,6 +422,7 @@ class _Allocator:
         self.calls: list[DriverCall] = []
         self._pools: dict[tuple[bool, int], _Pool] = {}
         self._event = 0
+        self._addresses = iter(addresses)
         self._searches = 0  # of the large pools, counted only where garbage is collected
         self._oversize = ENDLESS if settings.max_split_size is None else settings.max_split_size
         self._cut_below = ENDLESS if settings.expandable_segments else self._oversize
@@ -525,8 +532,9 @@ class _Allocator:
         if expandable:
             return self._expand(pool, size)
         self._take("segment_alloc", pool, segment)
-        pool.end += segment
-        return _Block(pool, pool.end - segment, segment)
+        start = next(self._addresses, pool.end)
+        pool.end = start + segment
+        return _Block(pool, start, segment)
 
     def _expand(self, pool: _Pool, size: int) -> _Block | None:
         """Put memory behind the first stretch of free or unmapped addresses that is long enough."""

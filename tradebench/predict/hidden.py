@@ -2,8 +2,10 @@
 
 A trace has what operations return. A kernel may ask the allocator for more while it runs: a 4-bit
 weight made 16 bits wide, the sums that attention's backward adds up in fp32. Each row of the table
-gives such buffers as a function of the operation's shapes, with where that is known from. Nobody
-has run them against a GPU yet, so nothing here is `verified`.
+gives such buffers as a function of the operation's shapes, with where that is known from. An H200
+(sm_90) with torch 2.11 and bitsandbytes 0.50.2 has run a step of eight kinds, and preparations of
+models, against them: a buffer is `verified` on the architectures that its row names, and on no
+other. Of an operation whose buffers are below a MiB nothing is written down.
 
 A trace made on a CPU names attention after the CPU's kernel. What runs in its place is torch's
 choice (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): cuDNN first on Hopper and on
@@ -12,7 +14,7 @@ for that; flash attention 2 elsewhere; and the memory-efficient kernel for fp32 
 for masks. All keep one fp32 number per head and row for the backward, as the CPU's kernel does.
 
 Left out, after reading their code, because they take nothing or a fraction of a percent of what
-they return: softmax and loss, norms written in Python, in-place optimizers (their tables travel as
+they return: losses, norms written in Python, in-place optimizers (their tables travel as
 kernel arguments), cumulative sums, topk's histograms, indices of a few tokens, random states.
 """
 
@@ -22,14 +24,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tradebench.predict.operations import Operation, Spec
+from tradebench.predict.operations import ITEM_BYTES, Operation, Spec
 
 When = Literal["before", "after"]
-# measured: read off a GPU. source: the allocation is in code that was read. assumed: a bound, or
-# what other kernels of the same kind do; the code is closed or depends on more than shapes.
+# Where the formula is from. measured: read off a GPU, since the code is closed. source: the
+# allocation is in code that was read. assumed: a bound, or what other kernels of the same kind do;
+# the code is closed or depends on more than shapes.
 Evidence = Literal["measured", "source", "assumed"]
 
-FLOAT, HALF, INT32 = 4, 2, 4  # bytes
+FLOAT, HALF, INT32, INT64 = 4, 2, 4, 8  # bytes
+H200 = ("sm_90",)
 
 
 class Buffer(NamedTuple):
@@ -46,20 +50,24 @@ class Buffer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A buffer of some operations: its size (0: none) by the operation and the architecture."""
+    """A buffer of some operations: its size (0: none) by the operation and the architecture.
+
+    `confirmed` names the architectures on which a run came to these bytes, within 1%.
+    """
 
     operations: frozenset[str]
     size: Callable[[Operation, str], int]
     when: When
     evidence: Evidence
     provenance: str
+    confirmed: tuple[str, ...] = ()
 
     def buffer(self, operation: Operation, architecture: str) -> Buffer | None:
         """The buffer of one operation, if it has one."""
         if operation.name not in self.operations:
             return None
         size = self.size(operation, architecture)
-        verified = self.evidence == "measured"
+        verified = architecture in self.confirmed
         return Buffer(size, self.provenance, verified, self.when) if size else None
 
 
@@ -338,6 +346,80 @@ def _embedding_segments(operation: Operation, architecture: str) -> int:
     return segments * width * FLOAT * (tokens > FEW_TOKENS)
 
 
+# Products of 2:4 weights (aten/src/ATen/native/sparse/cuda/cuSPARSELtOps.cpp).
+
+BITS = 8  # of a byte: where the kept weights lie takes a bit for every weight of the dense matrix
+
+
+def _places(operation: Operation, architecture: str) -> int:
+    return operation.inputs[0].elements // BITS
+
+
+def _packed_places(operation: Operation, architecture: str) -> int:
+    packed = operation.inputs[0].elements  # values and places: 9/16 of the dense weights
+    return packed * 16 // 9 // BITS
+
+
+# Softmax (aten/src/ATen/native/cuda/SoftMax.cu and native/transformers/attention.cpp).
+
+
+def _masked_scores(operation: Operation, architecture: str) -> int:
+    scores = operation.inputs[0]
+    return scores.elements + scores.elements // max(scores.shape[-1], 1)
+
+
+# Sorting (aten/src/ATen/native/cuda/Sort.cpp, SortStable.cu and CUB's radix sort).
+
+FEW_SORTED = 4096  # up to here a row is sorted in place
+LARGEST_SORT = 2**31 - 1  # elements that are sorted at once
+
+
+def _sorted(values: Spec) -> int:
+    """How many numbers are sorted out of place, all in one call.
+
+    The dimension is not written down: it is taken to be the last. Fewer than 128 rows are sorted
+    in another way, which takes more.
+    """
+    length = values.shape[-1] if values.shape else 1
+    return min(values.elements, LARGEST_SORT) // length * length if length > FEW_SORTED else 0
+
+
+def _sorted_places(operation: Operation, architecture: str) -> int:
+    return _sorted(operation.inputs[0]) * INT64
+
+
+def _sorted_copies(operation: Operation, architecture: str) -> int:
+    values = operation.inputs[0]
+    return _sorted(values) * (ITEM_BYTES[values.dtype] + INT64)
+
+
+# Sums over rows (aten/src/ATen/native/cuda/Reduce.cuh): the last dimension stays.
+
+SUM_VECTOR = 4  # neighbouring columns that a thread adds up
+SUM_WIDTH, SUM_HEIGHT = 32, 4  # threads of a block, along columns and along rows
+THREADS = {"sm_80": 2048, "sm_90": 2048, "sm_100": 2048, "sm_86": 1536, "sm_89": 1536}
+FEW_ADDED, MANY_ADDED = 16, 256  # numbers that a thread adds up, at least and at most
+
+
+def _sum_of_blocks(operation: Operation, architecture: str) -> int:
+    given, answer = operation.inputs[0], operation.outputs[0]
+    columns, block = answer.elements, SUM_WIDTH * SUM_VECTOR
+    if (columns,) != given.shape[-1:] or given.shape[-1:] != answer.shape[-1:]:
+        return 0
+    # Narrower sums are cut otherwise, and take next to nothing.
+    if not columns or columns % block or architecture not in MULTIPROCESSORS:
+        return 0
+    added = -(-given.elements // columns // SUM_HEIGHT)
+    threads = THREADS.get(architecture, 1536)
+    blocks = MULTIPROCESSORS[architecture] * threads // (SUM_WIDTH * SUM_HEIGHT)
+    grid = columns // block
+    if added < MANY_ADDED or grid > blocks:
+        return 0
+    splits = max(min(-(-blocks // grid), -(-added // FEW_ADDED)), -(-added // MANY_ADDED))
+    # One sum for every column would do: torch multiplies by the columns of a block once more.
+    return columns * splits * block * FLOAT * (splits > 1)
+
+
 # Workspaces of matrix products (aten/src/ATen/cuda/CublasHandlePool.cpp).
 
 PRODUCTS = frozenset(
@@ -373,6 +455,7 @@ QUANTIZE_8BIT = frozenset({"bitsandbytes.int8_vectorwise_quant.default"})
 OUTLIERS_APART = "bitsandbytes.int8_mixed_scaled_mm.default"
 GEMM_8BIT = frozenset({"bitsandbytes.int8_scaled_mm.default", OUTLIERS_APART})
 BACKWARD = frozenset({CPU_BACKWARD, *NAMED})
+SORT = frozenset({"aten.sort.default", "aten.sort.stable"})
 
 # In the order in which a kernel asks for them.
 TEMPORARY = (
@@ -383,6 +466,7 @@ TEMPORARY = (
         evidence="source",
         provenance="bitsandbytes 0.50.2 makes quantized scales fp32 before it makes a 4-bit weight "
         "wide",
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_4BIT,
@@ -390,6 +474,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 adds the scales' mean into a second copy of them",
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_4BIT,
@@ -397,6 +482,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 makes a 4-bit weight wide inside its product for many rows",
+        confirmed=H200,
     ),
     Row(
         operations=QUANTIZE_8BIT,
@@ -404,6 +490,7 @@ TEMPORARY = (
         when="after",
         evidence="source",
         provenance="bitsandbytes 0.50.2 takes absolute values in fp16 to look for outliers",
+        confirmed=H200,
     ),
     Row(
         operations=QUANTIZE_8BIT,
@@ -411,6 +498,7 @@ TEMPORARY = (
         when="after",
         evidence="source",
         provenance="bitsandbytes 0.50.2 marks outliers in a mask of all activations",
+        confirmed=H200,
     ),
     Row(
         operations=frozenset({OUTLIERS_APART}),
@@ -434,6 +522,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 multiplies 8-bit matrices into 32-bit integers",
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_8BIT,
@@ -441,6 +530,7 @@ TEMPORARY = (
         when="before",
         evidence="source",
         provenance="bitsandbytes 0.50.2 scales 8-bit products in fp16 before any other format",
+        confirmed=H200,
     ),
     Row(
         operations=BACKWARD,
@@ -482,6 +572,7 @@ TEMPORARY = (
         provenance="cuDNN's attention backward has one workspace: the queries' gradient and a sum "
         "per head and row in fp32 (cudnn-frontend, CompositeSDPABackwardNode), and, as in its open "
         "kernels, keys' and values' gradients of every head",
+        confirmed=H200,
     ),
     Row(
         operations=BACKWARD,
@@ -515,6 +606,74 @@ TEMPORARY = (
         provenance="the gradient of an embedding is added up by segments in fp32 "
         "(EmbeddingBackwardKernel.cu: grad_weight_per_segment)",
     ),
+    Row(
+        operations=frozenset({"aten._cslt_compress.default"}),
+        size=_places,
+        when="after",
+        evidence="measured",
+        provenance="cuSPARSELt has a buffer of one bit for every weight while it compresses them",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({"aten._cslt_sparse_mm.default"}),
+        size=_packed_places,
+        when="after",
+        # Not confirmed: when it was read off an H200, answers lay column by column.
+        evidence="measured",
+        provenance="cuSPARSELt has a workspace of one bit for every weight while it multiplies",
+    ),
+    Row(
+        operations=frozenset({"aten.equal.default"}),
+        size=lambda operation, _: operation.inputs[0].elements,
+        when="after",
+        evidence="source",
+        provenance="tensors are compared into a mask of all their elements (cuda/Equal.cpp)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({"aten._safe_softmax.default"}),
+        size=_masked_scores,
+        when="after",
+        evidence="source",
+        provenance="attention that writes its scores down looks for rows that are masked "
+        "(attention.cpp: _safe_softmax)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({"aten._softmax_backward_data.default"}),
+        size=lambda operation, _: operation.inputs[0].bytes,
+        when="after",
+        evidence="source",
+        provenance="softmax's backward holds the product of its gradient and its answer "
+        "(SoftMax.cu: softmax_backward_cuda_out)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=SORT,
+        size=_sorted_places,
+        when="after",
+        evidence="source",
+        provenance="a sort of long rows numbers every element (SortStable.cu: reverse_indices)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=SORT,
+        size=_sorted_copies,
+        when="after",
+        evidence="source",
+        provenance="a sort of long rows has a second copy of its numbers and of their places "
+        "(CUB's segmented radix sort)",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({"aten.sum.dim_IntList"}),
+        size=_sum_of_blocks,
+        when="after",
+        evidence="source",
+        provenance="a sum over many rows is split among blocks of threads "
+        "(Reduce.cuh: global_memory_size)",
+        confirmed=H200,
+    ),
 )
 WORKSPACES = (
     Row(
@@ -524,6 +683,7 @@ WORKSPACES = (
         evidence="source",
         provenance="cuBLAS keeps a workspace, which cuBLASLt shares "
         "(CublasHandlePool.cpp: parseChosenWorkspaceSize)",
+        confirmed=H200,
     ),
     Row(
         operations=PRODUCTS | GEMM_4BIT,

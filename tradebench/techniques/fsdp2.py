@@ -197,6 +197,13 @@ def _taken_out(unit: nn.Module | list[nn.Module]) -> Shares:
     return shares
 
 
+def _groups(state: Any) -> list[Any]:
+    """The groups of parameters of a unit; torch 2.11 has one or none, later versions a list."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
 def _put_in(unit: nn.Module | list[nn.Module], shares: Shares, offload: bool) -> None:
     """Let the sharded parameters of a unit have what the rank has loaded of them.
 
@@ -208,7 +215,7 @@ def _put_in(unit: nn.Module | list[nn.Module], shares: Shares, offload: bool) ->
     for module in _modules(unit):
         if not isinstance(module, FSDPModule):
             continue
-        for group in module._get_fsdp_state()._fsdp_param_groups:
+        for group in _groups(module._get_fsdp_state()):
             for each in group.fsdp_params:
                 place = each._module_info
                 share = shares.pop((id(place.module), place.param_name), None)
