@@ -504,17 +504,19 @@ TEMPORARY = (
         operations=frozenset({OUTLIERS_APART}),
         size=lambda operation, _: _outliers_dequantized(operation),
         when="before",
-        evidence="measured",
+        evidence="source",
         provenance="bitsandbytes 0.50.2 dequantizes the weight's columns that meet outliers in "
         "fp32, twice",
+        confirmed=H200,
     ),
     Row(
         operations=frozenset({OUTLIERS_APART}),
         size=lambda operation, _: _outlier_weights(operation),
         when="before",
-        evidence="measured",
+        evidence="source",
         provenance="bitsandbytes 0.50.2 holds the weight's columns that meet outliers in the "
         "activations' format",
+        confirmed=H200,
     ),
     Row(
         operations=GEMM_8BIT,

@@ -95,7 +95,9 @@ def predict_point(trial: Trial, library: Library, target: Target) -> dict[str, A
         outside = _outside(trial, device, target)
         found, notes = on_device(trial, record, device, settings, outside)
         if most is not None:
-            found = reaching(found, on_device(trial, most, device, settings, outside)[0])
+            highest, further = on_device(trial, most, device, settings, outside)
+            found = reaching(found, highest)
+            notes = list(dict.fromkeys([*notes, *further]))
         measurements |= found
         warnings = [*warnings, *notes]
         if target.overheads is not None and outside.assumed:
