@@ -12,6 +12,7 @@ from tradebench.interval import NOTHING
 from tradebench.predict.cost import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,
+    GATHERED,
     KERNEL_SECONDS,
     PRODUCT_SHARE,
     cost,
@@ -266,3 +267,46 @@ def test_what_was_not_measured_stays_with_the_sheet() -> None:
 
     for operation in (cast(10**6), attend(512), matrix(64, 64, 64, "float32"), batches):
         assert cost(operation, H100, known) == cost(operation, H100)
+
+
+def test_columns_of_outliers_are_multiplied_beside_the_8_bit_product() -> None:
+    m, n, k = 1024, 8192, 8192
+
+    def mixed(listed: int) -> float:
+        inputs = (
+            Spec((m, k), "bfloat16"),
+            Spec((m, k), "int8"),
+            Spec((n, k), "int8"),
+            Spec((m,), "float32"),
+            Spec((n,), "float32"),
+            Spec((listed,), "int64"),
+        )
+        outputs = (Spec((m, n), "bfloat16"), Spec((m, listed), "bfloat16"))
+        name = "bitsandbytes.int8_mixed_scaled_mm.default"
+        alone, both = (
+            cost(Operation(name, inputs, outputs[:count]), H100).seconds.value for count in (1, 2)
+        )
+        return both - alone
+
+    assert mixed(0) == 0
+    assert 0 < mixed(1) < mixed(k) / 4
+    assert mixed(k) > cost(matrix(m, n, k), H100).seconds.value + n * k / GATHERED.value
+
+
+def test_activations_with_outliers_take_the_columns_that_are_zeroed_as_well() -> None:
+    rows, columns = 1024, 8192
+
+    def quantized(listed: int) -> float:
+        outputs = (
+            Spec((rows, columns), "int8"),
+            Spec((rows,), "float32"),
+            Spec((listed,), "int64"),
+        )
+        name = "bitsandbytes.int8_vectorwise_quant.default"
+        return cost(
+            Operation(name, (Spec((rows, columns), "float16"),), outputs), H100
+        ).seconds.value
+
+    assert quantized(64) - quantized(0) == pytest.approx(
+        rows * 64 / GATHERED.value + KERNEL_SECONDS.value
+    )

@@ -45,8 +45,8 @@ BF16 = {"precision": {"method": "bf16"}}
 #   load           a checkpoint is read by name, here with the quantized layers last; and the
 #                  rotary frequencies are computed in reality, which takes three small vectors
 #   int8 outliers  how many columns of its inputs LLM.int8() keeps in 16 bits is decided by values:
-#                  none here. On a CPU only evaluations look for them; the list of the last one
-#                  stays alive while training
+#                  none here, or all on demand. On a CPU only evaluations look for them; the list of
+#                  the last one stays alive while training
 ROTARY = 3 * 4 * 16  # bytes of three fp32 vectors of half a head
 
 
@@ -228,6 +228,10 @@ def test_outlier_columns_of_int8_are_the_one_thing_that_values_decide(
 
     assert 0 < real["peak_tensor_bytes"] - fake["peak_tensor_bytes"] <= columns
     assert all(fake[phase] < real[phase] < 1.1 * fake[phase] for phase in evaluated)
+    meter, outcome = MemoryMeter("cpu", fake=True), Outcome()
+    perform_fake(trial, reach(trial).materials, meter, outcome, outliers="all")
+    most = figures(outcome, meter)
+    assert all(real[phase] <= most[phase] for phase in ("peak_tensor_bytes", *evaluated))
 
 
 # Figures known from elsewhere: an independent trace, and arithmetic.

@@ -19,6 +19,7 @@ from tradebench.predict.hidden import (
     FUSED,
     LARGE,
     MULTIPROCESSORS,
+    OUTLIERS_APART,
     TEMPORARY,
     WORKSPACES,
     hidden,
@@ -181,6 +182,33 @@ def test_an_8_bit_product_holds_its_integers_and_its_answer_in_fp16(
     )
 
     assert sum(sizes(operation)) == bytes * rows * n
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "outliers", "inside"),
+    [
+        (8192, 8192, 0, 100_663_296),
+        (8192, 8192, 129, 102_776_832),
+        (8192, 28672, 28672, 2_080_374_784),
+    ],
+)
+def test_outlier_columns_hold_what_an_h200_held(n: int, k: int, outliers: int, inside: int) -> None:
+    """Of 2,048 tokens in attention's and the MLP's last layer of a Llama 3.3 70B (hidden.json)."""
+    kept = Spec((2048, outliers) if outliers else (0,), "bfloat16")
+    operation = Operation(
+        OUTLIERS_APART,
+        (
+            Spec((2048, k), "bfloat16"),
+            Spec((2048, k), "int8"),
+            Spec((n, k), "int8"),
+            Spec((2048,), "float32"),
+            Spec((n,), "float32"),
+            Spec((outliers,), "int64"),
+        ),
+        (Spec((2048, n), "bfloat16"), kept),
+    )
+
+    assert sum(sizes(operation)) == inside
 
 
 def test_outliers_are_looked_for_in_activations_and_not_in_weights() -> None:

@@ -333,3 +333,54 @@ def test_what_is_read_for_one_family_serves_the_next(
         predict([shallow(tiny_trial(settings)).payload()], Target().model_dump())
 
     assert len(point._reached) == 1
+
+
+# What values decide: how many columns LLM.int8() keeps apart.
+
+INT8: dict[str, Any] = {
+    "precision": {"method": "bf16"},
+    "quantization": {"method": "int8"},
+    "adapters": {"method": "lora", "rank": 4},
+    "checkpointing": {"method": "full"},
+}
+BETWEEN = (
+    *(f"peak_{counter}_bytes" for counter in COUNTERS),
+    "step_seconds",
+    "tokens_per_second",
+)
+
+
+@pytest.mark.slow
+def test_int8_reaches_from_no_outlier_to_all(
+    tiny_trial: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = shallow(tiny_trial(INT8, batch=BATCH, sequence=LENGTH))
+    answer = asked(trial)
+    monkeypatch.setattr(Library, "most", lambda *arguments: None)
+    without = measured(asked(trial))
+    found = measured(answer)
+
+    assert answer["warnings"].count(point.OUTLIERS) == 1
+    assert {name: each.value for name, each in found.items()} == {
+        name: each.value for name, each in without.items()
+    }
+    for name in BETWEEN:
+        low, high = found[name].interval or (found[name].value,) * 2
+        before = without[name].interval or (without[name].value,) * 2
+        rises = without[name].better == "less"
+        assert (low, high)[not rises] == before[not rises]
+        assert high >= before[1] if rises else low <= before[0]
+    for counter in ("tensor", "allocated"):  # pages and the host hide the rest of so small a model
+        assert found[f"peak_{counter}_bytes"].interval is not None
+    for name in found.keys() - set(BETWEEN):
+        assert found[name] == without[name]
+
+
+def test_nothing_but_int8_is_recorded_again(
+    trial: Trial, library: Library, answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert library.most(trial, library.record(trial)[0]) is None
+    assert point.OUTLIERS not in answer["warnings"]
+    monkeypatch.setattr(Library, "most", lambda *arguments: None)
+
+    assert json.dumps(predict_point(trial, library, H100)) == json.dumps(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from gpu.comparison import LIMITS, compare, misses, prediction, row_prediction, trial_of
 from gpu.run import OUT
 from gpu.rungs import EXPANDABLE, RUNGS
+from tradebench import devices
+from tradebench.plan.fit import fit
 from tradebench.predict.hidden import hidden
 from tradebench.predict.library import Library
 from tradebench.predict.operations import Operation, Spec
@@ -177,6 +180,37 @@ def test_a_rung_is_predicted_as_it_was_measured(path: Path, library: Library) ->
     known = calibration if calibration.is_file() else None
 
     assert misses(result, prediction(result, DEVICE, known, library), DEVICE) == []
+
+
+INT8 = (OUT / "ladder" / "int8-r16.json", OUT / "techniques" / "quantization-int8.json")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(path.is_file() for path in INT8), reason="no int8 is committed")
+@pytest.mark.parametrize("path", INT8, ids=lambda path: path.stem)
+@pytest.mark.parametrize("known", [None, OUT / "calibration.json"], ids=["sheet", "calibrated"])
+def test_int8_lies_between_no_outlier_and_all(
+    path: Path, known: Path | None, library: Library
+) -> None:
+    result = Result.model_validate_json(path.read_text())
+    predicted = prediction(result, DEVICE, known, library)
+
+    for name in LIMITS:
+        low, high = predicted[name].interval or (0, 0)
+        assert low <= result.measurements[name].value <= high, name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INT8[0].is_file(), reason="no int8 is committed")
+def test_int8_is_tight_where_only_outliers_may_not_fit(library: Library) -> None:
+    result = Result.model_validate_json(INT8[0].read_text())
+    room = 95 * 10**9
+    device = replace(devices.find(DEVICE), reported_bytes=(room, room))
+    found = fit(prediction(result, DEVICE, None, library), device)
+
+    assert found is not None
+    assert found.verdict == "tight"
+    assert found.needed[0] < room < found.needed[1]
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="no published row is measured again yet")

@@ -15,6 +15,7 @@ from tradebench.devices import Device
 from tradebench.devices.calibration import Calibration
 from tradebench.interval import NOTHING, Interval, exactly
 from tradebench.predict.flops import SPARSE, arithmetic, attention, flops, packet, product
+from tradebench.predict.hidden import OUTLIERS_APART
 from tradebench.predict.kernels import hidden_copy, instructions
 from tradebench.predict.operations import Operation, Spec
 from tradebench.predict.traffic import FREE, traffic
@@ -56,6 +57,12 @@ FUSED_ROWS, UNPACKED_ROWS = 4, 1536
 SPARSE_SPEEDUP = Interval(0.6, 0.77, 2.0)
 
 
+# Elements a second of columns that torch picks out of a matrix, or fills, by a list of them; its
+# kernel is bound by arithmetic on addresses, not by traffic. An estimate: what LLM.int8() lost on
+# an H200 to the columns of outliers is explained by 27 to 35 thousand million.
+GATHERED = Interval(20e9, 30e9, 100e9)
+
+
 class Cost(NamedTuple):
     """What one call takes, and what decides it."""
 
@@ -80,6 +87,10 @@ def cost(operation: Operation, device: Device, calibration: Calibration | None =
         rows = operation._replace(inputs=copied.outputs)
         before, then = (cost(each, device, calibration) for each in (copied, rows))
         return Cost(before.seconds + then.seconds, before.bound)
+    if name == "bitsandbytes.int8_vectorwise_quant" and len(operation.outputs) > 2:
+        return _outliers_listed(operation, device, calibration)
+    if operation.name == OUTLIERS_APART and len(operation.outputs) > 1:
+        return _mixed_product(operation, device, calibration)
     promised = _promised(operation, device)
     measured = None if calibration is None else _measured(operation, calibration)
     if calibration is None or measured is None:
@@ -170,3 +181,47 @@ def _sparse_product(operation: Operation, device: Device, calibration: Calibrati
     multiply = Operation("aten.mm.default", (states, weight), (output,))
     dense = cost(multiply, device, calibration)
     return Cost(dense.seconds.per(SPARSE_SPEEDUP), dense.bound)
+
+
+def _mixed_product(operation: Operation, device: Device, calibration: Calibration | None) -> Cost:
+    """A product of 8 bits, and one of 16 bits for the columns of activations that hold outliers.
+
+    Those of the weight that meet them are dequantized in four kernels (bitsandbytes 0.50.2,
+    backends/default/ops.py).
+    """
+    weight, _, scales = operation.inputs[2:5]
+    output, kept = operation.outputs
+    integers = operation._replace(outputs=(output,))
+    if not kept.elements:
+        return cost(integers, device, calibration)
+    narrow = Spec((weight.shape[0], kept.shape[-1]), weight.dtype)
+    wide, cast = narrow._replace(dtype=scales.dtype), narrow._replace(dtype=kept.dtype)
+    transposed = cast._replace(shape=cast.shape[::-1])
+    each = [
+        cost(made, device, calibration)
+        for made in (
+            integers,
+            Operation("aten.mul.Tensor", (narrow, scales), (wide,)),
+            Operation("aten.mul.Tensor", (wide,), (wide,)),
+            Operation("aten._to_copy.default", (wide,), (cast,)),
+            Operation("aten.addmm.default", (output, kept, transposed), (output,)),
+        )
+    ]
+    each += [Cost(_gathered(columns), "bandwidth") for columns in (kept, narrow)]
+    taken = sum((found.seconds for found in each), NOTHING)
+    return Cost(taken, max(each, key=lambda found: found.seconds.value).bound)
+
+
+def _outliers_listed(operation: Operation, device: Device, calibration: Calibration | None) -> Cost:
+    """Activations made 8 bits wide, and zero in the columns that hold outliers."""
+    rows, _, listed = operation.outputs
+    found = cost(operation._replace(outputs=operation.outputs[:2]), device, calibration)
+    if not listed.elements:
+        return found
+    columns = rows._replace(shape=(rows.elements // rows.shape[-1], listed.elements))
+    return Cost(found.seconds + _gathered(columns), found.bound)
+
+
+def _gathered(columns: Spec) -> Interval:
+    """Seconds of picking these columns out of a matrix, or of filling them."""
+    return exactly(columns.elements).per(GATHERED) + KERNEL_SECONDS

@@ -197,6 +197,37 @@ def _half_answer(operation: Operation) -> int:
     return answer.elements * HALF * (answer.dtype != "float16")
 
 
+class _Outliers(NamedTuple):
+    """Columns of a weight that meet outliers, which are multiplied in the activations' format."""
+
+    weights: int
+    format: str
+
+    @classmethod
+    def of(cls, operation: Operation) -> _Outliers:
+        """Read from the answer, and from the columns of outliers that may come with it."""
+        answer, *columns = operation.outputs
+        listed = columns[0].shape[-1] if columns and columns[0].elements else 0
+        return cls(answer.shape[-1] * listed, answer.dtype)
+
+
+def _outlier_weights(operation: Operation) -> int:
+    """What stays until the outliers are multiplied."""
+    columns = _Outliers.of(operation)
+    return Spec((columns.weights,), columns.format).bytes
+
+
+def _outliers_dequantized(operation: Operation) -> int:
+    """What dequantizing takes beyond all that is held once it is over, the answer included.
+
+    At its height there are the columns in 8 bits and twice in fp32, before and after the last
+    factor.
+    """
+    columns, answer = _Outliers.of(operation), operation.outputs[0]
+    later = _outlier_weights(operation) + answer.elements * INT32 + _half_answer(operation)
+    return max(0, columns.weights * (1 + 2 * FLOAT) - later - answer.bytes)
+
+
 # Attention's backward.
 
 Kernel = Literal["cudnn", "flash", "efficient", "aotriton"]
@@ -421,9 +452,8 @@ def _hipblas(operation: Operation, architecture: str) -> int:
 
 GEMM_4BIT = frozenset({"bitsandbytes.gemm_4bit.default"})
 QUANTIZE_8BIT = frozenset({"bitsandbytes.int8_vectorwise_quant.default"})
-GEMM_8BIT = frozenset(
-    {"bitsandbytes.int8_scaled_mm.default", "bitsandbytes.int8_mixed_scaled_mm.default"}
-)
+OUTLIERS_APART = "bitsandbytes.int8_mixed_scaled_mm.default"
+GEMM_8BIT = frozenset({"bitsandbytes.int8_scaled_mm.default", OUTLIERS_APART})
 BACKWARD = frozenset({CPU_BACKWARD, *NAMED})
 SORT = frozenset({"aten.sort.default", "aten.sort.stable"})
 
@@ -468,6 +498,24 @@ TEMPORARY = (
         when="after",
         evidence="source",
         provenance="bitsandbytes 0.50.2 marks outliers in a mask of all activations",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({OUTLIERS_APART}),
+        size=lambda operation, _: _outliers_dequantized(operation),
+        when="before",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 dequantizes the weight's columns that meet outliers in "
+        "fp32, twice",
+        confirmed=H200,
+    ),
+    Row(
+        operations=frozenset({OUTLIERS_APART}),
+        size=lambda operation, _: _outlier_weights(operation),
+        when="before",
+        evidence="source",
+        provenance="bitsandbytes 0.50.2 holds the weight's columns that meet outliers in the "
+        "activations' format",
         confirmed=H200,
     ),
     Row(

@@ -16,6 +16,7 @@ from typing import Literal
 from tradebench.knobs import Knob, family, knobs, turned
 from tradebench.predict.blend import blend
 from tradebench.predict.depth import MARGINS, extend, shorten
+from tradebench.predict.hidden import OUTLIERS_APART
 from tradebench.predict.memory import Reached, perform_fake, reach
 from tradebench.predict.record import Record, RecordingMeter
 from tradebench.predict.structure import StructureError
@@ -23,6 +24,7 @@ from tradebench.program.model import depth
 from tradebench.program.perform import arranged
 from tradebench.result import Outcome, digest
 from tradebench.trial import Trial
+from tradebench.worlds.fake import Outliers
 
 ENDS = 2  # so many values of a number are recorded themselves; further ones are blended
 
@@ -33,6 +35,7 @@ class Library:
     """Records shared between the points that it is made for.
 
     `device` is what libraries are told that they run on: some of them take other ways on a GPU.
+    `outliers` is how many columns LLM.int8() finds them in, which only values tell.
     `reached` may hold data and tasks that another library has read, and takes what this one reads.
     `composed` and `recorded` count the points that were put together from shallow records and
     those that had to be recorded at full depth.
@@ -43,15 +46,19 @@ class Library:
         trials: Iterable[Trial] = (),
         reached: dict[str, Reached] | None = None,
         device: Literal["cpu", "cuda"] = "cpu",
+        outliers: Outliers = "none",
     ) -> None:
         self._device = device
+        self._outliers: Outliers = outliers
+        self._most: Library | None = None
+        self._trials = tuple(trials)
         self.composed = self.recorded = 0
         self._records: dict[str, Record] = {}
         self._reached = {} if reached is None else reached
         self._values: dict[str, set[int]] = {}
         # The values of a knob that are recorded themselves, by what else such trials share.
         self._anchors: dict[str, list[int]] = {}
-        for trial in trials:
+        for trial in self._trials:
             for knob, value in knobs(trial).items():
                 self._values.setdefault(family(trial, knob), set()).add(value)
 
@@ -69,6 +76,18 @@ class Library:
             record = self._blended(trial, {})
             self.recorded += 1
         return record, warnings
+
+    def most(self, trial: Trial, record: Record) -> Record | None:
+        """The trial's record with outliers in all columns; None where `record` looks for none.
+
+        Raises:
+            UserError: the config, a file or a task cannot be found or read.
+        """
+        if not any(operation.name == OUTLIERS_APART for operation in record.operations):
+            return None
+        if self._most is None:
+            self._most = Library(self._trials, self._reached, self._device, "all")
+        return self._most.record(trial)[0]
 
     def tokens(self, trial: Trial) -> float:
         """The tokens that an optimizer step of the trial trains on, on average and on all ranks."""
@@ -121,7 +140,8 @@ class Library:
         """The trial's own record, kept for whoever asks again."""
         if trial.id not in self._records:
             meter = RecordingMeter()
-            perform_fake(trial, self._reach(trial).materials, meter, Outcome(), self._device)
+            materials = self._reach(trial).materials
+            perform_fake(trial, materials, meter, Outcome(), self._device, self._outliers)
             self._records[trial.id] = Record.of(meter.tracker)
         return self._records[trial.id]
 

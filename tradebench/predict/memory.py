@@ -26,7 +26,7 @@ from tradebench.program.perform import Load, Materials, gather
 from tradebench.result import Outcome
 from tradebench.techniques import LoadRequest, Stage
 from tradebench.trial import HubData, Model, Trial
-from tradebench.worlds.fake import fake_world, load
+from tradebench.worlds.fake import Outliers, fake_world, load
 from tradebench.worlds.meters import MemoryMeter
 
 
@@ -62,11 +62,12 @@ def perform_fake(
     meter: MemoryMeter,
     outcome: Outcome,
     device: Literal["cpu", "cuda"] = "cpu",
+    outliers: Outliers = "none",
 ) -> None:
     """Take a trial through its rehearsal without weights, as on this device, telling `meter`."""
     request = replace(plan_loading(trial, "cpu"), calibration=materials.request.calibration)
     loader = _loader(trial, request)
-    with fake_world(device, trial.ranks):
+    with fake_world(device, trial.ranks, outliers):
         rehearse(
             trial, replace(materials, request=request), outcome, lambda beat: None, meter, loader
         )

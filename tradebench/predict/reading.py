@@ -14,7 +14,7 @@ from tradebench.predict.allocator import AllocatorSettings, parse_settings
 from tradebench.predict.figures import Span, spans
 from tradebench.predict.library import Library
 from tradebench.predict.on_device import Tape, tape
-from tradebench.predict.point import answers, predict_point
+from tradebench.predict.point import answers, predict_point, reaching
 from tradebench.predict.record import Record
 from tradebench.result import Measurement
 from tradebench.target import Target
@@ -35,8 +35,12 @@ def predict_readings(trial: Trial, library: Library, target: Target) -> dict[str
     found = predict_point(trial, library, target)
     record, _ = library.record(trial)
     assert target.device is not None, "what a device's counters read depends on the device"
-    taken = tape(record, devices.find(target.device).architecture)
-    moments = readings(record, taken, parse_settings(target.allocator))
+    architecture = devices.find(target.device).architecture
+    settings = parse_settings(target.allocator)
+    moments = readings(record, tape(record, architecture), settings)
+    most = library.most(trial, record)
+    if most is not None:
+        moments = reaching(moments, readings(most, tape(most, architecture), settings))
     return {
         **found,
         "measurements": found["measurements"]

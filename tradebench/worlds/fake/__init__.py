@@ -9,6 +9,7 @@ Real programs run in it unchanged. `world` surrounds them, `values` keeps the fe
 """
 
 from tradebench.worlds.fake.loading import load
+from tradebench.worlds.fake.outliers import Outliers
 from tradebench.worlds.fake.world import fake_world
 
-__all__ = ["fake_world", "load"]
+__all__ = ["Outliers", "fake_world", "load"]

@@ -17,12 +17,12 @@ import bitsandbytes.functional
 import peft  # noqa: F401
 import torch
 from torch import Tensor
-from torch._library.fake_impl import FakeImplCtx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.utils import import_utils
 
 from tradebench.worlds.fake.cuda import CUDA
 from tradebench.worlds.fake.host import OFFLOADING, Host
+from tradebench.worlds.fake.outliers import OUTLIERS, Outliers
 from tradebench.worlds.fake.sharding import SHARDING, fake_group
 from tradebench.worlds.fake.values import NOTE, Values
 
@@ -31,21 +31,23 @@ _kinds: dict[type, type] = {}
 
 
 @contextmanager
-def fake_world(target: Literal["cpu", "cuda"] = "cpu", ranks: int = 1) -> Iterator[None]:
+def fake_world(
+    target: Literal["cpu", "cuda"] = "cpu", ranks: int = 1, outliers: Outliers = "none"
+) -> Iterator[None]:
     """Make every tensor that is made inside a fake one, in the whole process.
 
     Tensors say that they lie on a CPU in any case. What libraries do with them is what they do on
     `target`; only there does what is offloaded to the host leave the device. The process is the
-    first of so many `ranks`.
+    first of so many `ranks`. LLM.int8() finds outliers in none or in all columns of its inputs.
     """
     places: tuple[tuple[Any, str, Any], ...] = (
         (import_utils, "is_fake_tensor", _looks_real),
         (Tensor, "_make_subclass", _make_subclass),
         (torch.utils, "swap_tensors", _take_data),
         (FakeTensor, "__deepcopy__", _deep_copy),
-        (FakeImplCtx, "new_dynamic_size", _least_size),
         # A table that bitsandbytes makes once per process: a fake one must not outlive the world.
         (bitsandbytes.functional, "name2qmap", {}),
+        *OUTLIERS[outliers],
         *SHARDING,
         *((*CUDA, *OFFLOADING) if target == "cuda" else ()),
     )
@@ -122,11 +124,3 @@ def _deep_copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
     extra = {name: vars(tensor)[name] for name in vars(tensor).keys() - vars(made) - {NOTE}}
     vars(made).update(deepcopy(extra, memo))
     return made
-
-
-def _least_size(context: object, *, min: int = 0, max: int | None = None) -> int:
-    """The size of a result that a custom operation finds in values: the least that it can be.
-
-    LLM.int8() lists the columns of activations that hold outliers: few or none of thousands.
-    """
-    return min
