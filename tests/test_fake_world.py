@@ -228,10 +228,6 @@ def test_outlier_columns_of_int8_are_the_one_thing_that_values_decide(
 
     assert 0 < real["peak_tensor_bytes"] - fake["peak_tensor_bytes"] <= columns
     assert all(fake[phase] < real[phase] < 1.1 * fake[phase] for phase in evaluated)
-    meter, outcome = MemoryMeter("cpu", fake=True), Outcome()
-    perform_fake(trial, reach(trial).materials, meter, outcome, outliers="all")
-    most = figures(outcome, meter)
-    assert all(real[phase] <= most[phase] for phase in ("peak_tensor_bytes", *evaluated))
 
 
 # Figures known from elsewhere: an independent trace, and arithmetic.
