@@ -23,6 +23,7 @@ from tradebench.store import Run
 EXAMPLES = Path(__file__).parent / "examples"
 QUICKSTART = Path(__file__).parents[1] / "results" / "quickstart-full" / "example"
 Ask = Callable[..., int]
+STOPPED = -1
 
 
 @pytest.fixture(scope="module")
@@ -376,9 +377,12 @@ def test_wandb_gets_a_run_for_every_result(
 
     module: Any = ModuleType("wandb")
     module.init, module.Settings = init, dict
+    module.teardown = lambda: ended.append(STOPPED)
     monkeypatch.setitem(sys.modules, "wandb", module)
     assert ask("export", QUICKSTART, "--to", "wandb", "-o", "mine") == 0
 
+    # Only then is everything on disk.
+    assert ended.pop() == STOPPED
     assert len(begun) == len(run.results) == ended.count(0)
     assert {(each["project"], each["group"]) for each in begun} == {("mine", "example")}
     assert begun[0]["config"]["budget.steps"] == 120

@@ -148,7 +148,11 @@ def test_torch_takes_the_weight_as_a_tensor_of_its_own(tokens: int, cuda: torch.
     inputs = torch.empty(tokens, COLUMNS, dtype=torch.bfloat16, device=cuda)
 
     with torch.no_grad():
-        assert semi_structured.multiply(inputs, on_cuda(cuda)).shape == (tokens, ROWS)
+        outputs = semi_structured.multiply(inputs, on_cuda(cuda))
+
+    assert outputs.shape == (tokens, ROWS)
+    # Fused attention takes no other.
+    assert outputs.stride(-1) == 1
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor is in prototype")

@@ -152,7 +152,6 @@ HOSTS = (
 # Steps whose measurement lies beyond the interval and the limit of their prediction.
 MISSED = {
     "offload-activations": "copies to the host are left out, and its warning says so",
-    "quantization-int8": "its outliers take operations that depend on the data",
     "adapters-loftq-merge": "the host's",
     "adapters-pissa-merge": "the host's",
     "low_rank-svd": "the host's: the same operations of svd_activation took it two thirds",
