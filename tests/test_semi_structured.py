@@ -230,7 +230,6 @@ def test_half_of_the_products_are_made_in_half_the_time_at_best() -> None:
     assert faster.low == slower.low / 2
     assert faster.value > slower.value  # as on an H200, where the dense product was faster
     assert faster.high > slower.high
-    assert faster.value < slower.value
 
 
 @pytest.mark.slow
