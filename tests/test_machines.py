@@ -272,7 +272,7 @@ def test_the_larger_rank_is_the_answer_where_it_costs_a_hair_more() -> None:
 
     assert each.name == "lora r16"
     assert "Cheapest: No. " in each.other
-    assert "lora r4, at 0.1 % less; this one has rank 16 rather than 4." in each.other
+    assert "lora r4, at 0.1 % less; this row's has rank 16 rather than 4." in each.other
 
 
 def test_more_bits_come_before_a_larger_rank() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from tradebench import store
 from tradebench.report import (
     content,
     curves,
@@ -35,6 +37,7 @@ from tradebench.result import (
 )
 from tradebench.store import Run
 
+RESULTS = Path(__file__).parents[1] / "results"
 FP32: dict[str, Any] = {"precision": {"method": "fp32"}}
 BF16: dict[str, Any] = {"precision": {"method": "bf16"}}
 NF4: dict[str, Any] = {"quantization": {"method": "nf4"}}
@@ -461,6 +464,21 @@ def test_bits_never_jump_over_a_second_difference() -> None:
     )
 
     assert found == {"bits": [("bf16", [4, 8])]}
+
+
+def test_a_prediction_of_which_little_is_known_flattens_no_other() -> None:
+    """LLM.int8() may take ten times as long, by its values; the others' curves stay readable."""
+    plan = store.load(RESULTS / "llama-3.3-70b-claims.plan" / "example")
+    (group,) = (each for each in fronts.groups(plan) if each.kind == "predicted")
+    part = curves.Part(group=group, axis=series.BITS, lines=series.series(group)[series.BITS])
+    steps = [p.estimates["step_seconds"] for line in part.drawn for _, p in line.points]
+    longest = max(each.value for each in steps)
+    axes = Figure().subplots()
+    curves._series_panel(axes, part, "step_seconds")
+
+    assert max(each.interval[1] for each in steps if each.interval) > curves.BEYOND * longest
+    assert longest < axes.get_ylim()[1] <= 1.2 * curves.BEYOND * longest
+    assert axes.get_xlabel().endswith("(bars that leave the top go on)")
 
 
 def test_two_methods_of_the_same_width_are_two_series() -> None:

@@ -384,6 +384,32 @@ def test_a_row_of_the_answers_opens_its_point(planned: Any) -> None:
     assert f"No. {number}:" in planned.locator("dialog[open] h3").inner_text()
 
 
+def test_the_card_of_an_answer_is_judged_on_the_machine_of_its_row(planned: Any) -> None:
+    """Not on the plan's device, nor on what was chosen below."""
+    row = planned.locator(".answers tr", has=planned.get_by_text("2 x 24 GB", exact=True))
+    assert "Tight" in row.inner_text()
+    choose(planned, "8", "80 GB")
+    row.locator("td").first.click()
+    dialog = planned.locator("dialog[open]")
+
+    assert "is tight on 2 x 24 GB." in dialog.inner_text()
+    assert "fits" not in dialog.locator("p").first.inner_text()
+
+
+def test_a_cost_says_what_it_is_of_in_its_head_and_in_its_cell(planned: Any) -> None:
+    cost = planned.locator(".answers tr.fits td[data-head^=Cost]").first
+    head = planned.locator(".answers th", has_text="Cost").first
+    before = (head.inner_text(), cost.get_attribute("data-head"), cost.inner_text())
+    planned.locator(".tokens").fill("100")
+    assert head.inner_text() == cost.get_attribute("data-head") == "Cost of these tokens"
+    assert "100 million tokens take" in cost.inner_text()
+
+    for nothing in ("0", "", "-5"):
+        planned.locator(".tokens").fill(nothing)
+        planned.locator(".price").fill("2.5")
+        assert (head.inner_text(), cost.get_attribute("data-head"), cost.inner_text()) == before
+
+
 def test_a_cell_of_a_map_opens_the_point_that_it_shows(planned: Any) -> None:
     cell = planned.locator(".maps .mark-rect path[aria-label*='No. ']").first
     number = re.search(r"No\. \d+:", cell.get_attribute("aria-label"))

@@ -238,7 +238,7 @@ def _others_predicted(asked: Question, choice: Choice, run: Judged) -> str:
         return f"Next: {told}."
     word = "Cheapest" if _ratio(asked, run, other) < 1 else "Next"
     why = reason(other.candidate, run.candidate)
-    return f"{word}: {told}; this one has {why}."
+    return f"{word}: {told}; this row's has {why}."
 
 
 def _roomy(asked: Question, choice: Choice, machine: Machine, run: Judged) -> Judged | None:
@@ -359,12 +359,14 @@ def _columns(asked: Question, made: Sequence[Answer]) -> tuple[tuple[str, tuple[
         *([(spoken(goal).capitalize(), ("goal",))] if any(each.goal for each in made) else []),
         (memory, ("memory", "room", "host")),
         ("Step", ("step", "clock")),
-        (f"Cost of {MILLION} (GPU-hours)", ("cost",)),
-        (f"Price of {MILLION}", ("money",)),
+        # It follows from the step, and is another device's as well.
+        (f"Cost of {MILLION} (GPU-hours)", ("cost", "clock")),
+        (f"Price of {MILLION}", ("money", "clock")),
         ("How sure", ("sure", "other")),
     ]
     return tuple(
         (head, fields)
         for head, fields in columns
-        if any(getattr(each, name) for each in made for name in fields)
+        # Whose clock it is says nothing alone.
+        if any(getattr(each, name) for each in made for name in fields if name != "clock")
     )

@@ -40,6 +40,7 @@ CLOSE = 0.03
 MAX_SAID = 3
 MANY = 3.0
 MIN_GAP = 0.08
+BEYOND = 2.0  # times the largest prediction: how far an axis follows bars of what is not known
 OFF = (0, (2, 2))
 
 
@@ -256,6 +257,10 @@ def _series_panel(axes: Axes, part: Part, metric: str) -> None:
         if metric in point.estimates
     ]
     unit = scale(metric, (each.value for each in found), found[0].unit)
+    # One point of which little can be predicted shall not flatten what can be of the others.
+    predicted = part.group.kind == "predicted"
+    top = BEYOND * max(each.value for each in found) / unit.factor if predicted else math.inf
+    cut = False
     for at, line in enumerate(lines):
         # Side by side, so that lines through the same value hide neither each other nor their bars.
         shift = ScaledTranslation(
@@ -276,7 +281,9 @@ def _series_panel(axes: Axes, part: Part, metric: str) -> None:
         for x, each in here:
             # What is drawn beside its place does not count for the limits by itself.
             bounds = (each.value, *(each.interval or ()), *(each.spread or ()))
-            axes.update_datalim([(x, bound / unit.factor) for bound in bounds])
+            ends = [bound / unit.factor for bound in bounds]
+            cut = cut or max(ends) > top
+            axes.update_datalim([(x, min(end, top)) for end in ends])
             whiskers(axes, x, each, unit, COLOURS[at], upright=True, transform=beside)
         if line.reference is not None and metric in line.reference.estimates:
             estimate = line.reference.estimates[metric]
@@ -295,7 +302,7 @@ def _series_panel(axes: Axes, part: Part, metric: str) -> None:
     axes.xaxis.set_major_locator(FixedLocator(_ticks(lines, axis.log)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, part)))
-    axes.set_xlabel(drawable(axis.title))
+    axes.set_xlabel(drawable(axis.title) + ("\n(bars that leave the top go on)" if cut else ""))
     axes.set_title(f"{drawable(title(metric), 30)}{unit.axis}")
     if not metric.startswith("accuracy"):
         # Room above: the margin is a share of what varies, and the axis starts at 0.

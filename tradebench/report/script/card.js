@@ -10,9 +10,10 @@ import {called, described, valued} from "./telling.js";
 const SUITE = "Suite file: save it as point.yaml, then run tradebench run point.yaml";
 const CODE = "Settings of transformers and peft";
 
-export function openCard(dialog, point, group, question) {
+// `said` is a verdict on another machine than that of the question.
+export function openCard(dialog, point, group, question, said) {
   const summary = [
-    judged(point, group, question)?.textContent ?? point.status,
+    said ?? judged(point, group, question)?.textContent ?? point.status,
     ...point.reasons,
     point.advice,
     described(point, group, question),

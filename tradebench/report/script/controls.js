@@ -73,8 +73,9 @@ export class Controls {
     return {
       machine: this.#machine,
       words: filter.value.toLowerCase().split(/\s+/),
-      tokens: Number(tokens.value),
-      price: Number(price.value),
+      // What is negative counts as nothing.
+      tokens: Math.max(0, Number(tokens.value)),
+      price: Math.max(0, Number(price.value)),
     };
   }
 

@@ -6,7 +6,7 @@ import {mapsDrawing, scatterDrawing} from "./drawings.js";
 import {element, numbersOf, offer} from "./elements.js";
 import {LiveDrawing} from "./embedding.js";
 import {enclosed, grouped, isKept} from "./fitting.js";
-import {AnswerRow, PointRow, isOwnJob, makeOpening} from "./rows.js";
+import {AnswerRow, OWN_COST, PointRow, isOwnJob, makeOpening} from "./rows.js";
 import {answer} from "./telling.js";
 
 // What `explorer.py` packed: JSON in gzip in base 64.
@@ -115,8 +115,9 @@ class Explorer {
     }
     const answers = document.querySelector(`[data-of="${this.#root.dataset.group}"]`);
     for (const row of answers?.querySelectorAll("tr[data-point]") ?? []) {
-      this.#answers.push([Number(row.dataset.point), new AnswerRow(row)]);
-      this.#opensPoint(row, row.dataset.point);
+      const answer = new AnswerRow(row);
+      this.#answers.push([Number(row.dataset.point), answer]);
+      this.#opensPoint(row, row.dataset.point, answer.verdict);
     }
     const node = [...answers?.querySelectorAll("thead th") ?? []]
       .find((head) => head.textContent.startsWith("Cost"));
@@ -125,9 +126,9 @@ class Explorer {
     answers?.querySelector("table").before(this.#find(".job"));
   }
 
-  #opensPoint(row, text) {
+  #opensPoint(row, text, said) {
     const number = Number(text);
-    makeOpening(row, () => this.#open(number), () => this.#scatter.signal("focus", number));
+    makeOpening(row, () => this.#open(number, said), () => this.#scatter.signal("focus", number));
   }
 
   #opensPoints(view) {
@@ -136,9 +137,9 @@ class Explorer {
     });
   }
 
-  #open(number) {
+  #open(number, said) {
     const point = this.#group.byNumber.get(number);
-    openCard(this.#find("dialog"), point, this.#group, this.#question);
+    openCard(this.#find("dialog"), point, this.#group, this.#question, said);
   }
 
   // Other axes, or no box.
@@ -166,7 +167,7 @@ class Explorer {
     this.#find(".answer").replaceChildren(...told);
     if (this.#costHead) {
       const {node, written} = this.#costHead;
-      node.textContent = isOwnJob(question) ? "Cost of these tokens" : written;
+      node.textContent = isOwnJob(question) ? OWN_COST : written;
     }
     for (const [number, row] of this.#answers) {
       row.show(this.#group.byNumber.get(number), question);

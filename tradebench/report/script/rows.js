@@ -37,21 +37,38 @@ export function judged(point, {kind}, {machine}) {
 }
 
 // Whether its reader has a job of their own, other than a million tokens without a price.
-export const isOwnJob = ({tokens, price}) => tokens !== 1 || Boolean(price);
+export const isOwnJob = ({tokens, price}) => tokens > 0 && (tokens !== 1 || price > 0);
+
+export const OWN_COST = "Cost of these tokens";
 
 // A row of the answers, whose cost is of so many tokens as its reader trains on.
 export class AnswerRow {
+  #node;
   #cell;
   #written;
+  #head;
 
   constructor(node) {
-    this.#cell = node.querySelector("[data-head^=Cost] bdi");
+    this.#node = node;
+    const place = node.querySelector("[data-head^=Cost]");
+    this.#cell = place?.querySelector("bdi");
     this.#written = this.#cell?.textContent;
+    this.#head = place?.dataset.head;
+  }
+
+  // Its point on its own machine, whichever its reader has chosen below.
+  get verdict() {
+    const [given] = ["tight", "nothing-fits"].filter((each) => this.#node.classList.contains(each));
+    const {words} = VERDICTS[{tight: "tight", "nothing-fits": "no"}[given] ?? "fits"];
+    return `${words} ${this.#node.querySelector("th bdi").textContent}`;
   }
 
   show(point, question) {
     if (!this.#cell) return;
-    this.#cell.textContent = (isOwnJob(question) && priced(point, question)) || this.#written;
+    const own = isOwnJob(question) && priced(point, question);
+    this.#cell.textContent = own || this.#written;
+    // On a narrow page each cell has its head beside it.
+    this.#cell.parentElement.dataset.head = own ? OWN_COST : this.#head;
   }
 }
 
