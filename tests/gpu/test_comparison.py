@@ -168,7 +168,9 @@ def test_a_techniques_step_takes_as_long_as_predicted(path: Path, library: Libra
     (step,) = (each for each in compare(result, predicted) if each.name == "step_seconds")
 
     assert step.within == (path.stem not in MISSED), step
-    assert path.stem in MISSED or path.stem.startswith(HOSTS) or abs(step.error) <= CALIBRATED
+    # How long int8 takes depends on values, which its interval says.
+    apart = path.stem in MISSED or path.stem == "quantization-int8"
+    assert apart or path.stem.startswith(HOSTS) or abs(step.error) <= CALIBRATED
 
 
 @pytest.mark.skipif(not RUNS, reason="no rung of a device is committed")

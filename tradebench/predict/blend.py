@@ -69,12 +69,15 @@ def _operations(
     calls = low.events >= CALL
     pairs = np.stack([low.events[calls], high.events[calls]]) - CALL
     kinds, numbers = np.unique(pairs, axis=1, return_inverse=True)
-    operations = tuple(
+    made = [
         _operation(low.operations[one], high.operations[other], weight) for one, other in kinds.T
-    )
+    ]
+    # Two that differ at one end alone, as by how a single row lies, may be one in between.
+    places: dict[Operation, int] = {}
+    own = np.array([places.setdefault(each, len(places)) for each in made], dtype=np.int64)
     events = low.events.copy()
-    events[calls] = CALL + numbers.ravel()
-    return events, operations
+    events[calls] = CALL + own[numbers.ravel()]
+    return events, tuple(places)
 
 
 def _operation(low: Operation, high: Operation, weight: Fraction) -> Operation:
