@@ -481,6 +481,14 @@ def test_a_prediction_of_which_little_is_known_flattens_no_other() -> None:
     assert axes.get_xlabel().endswith("(bars that leave the top go on)")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(99.99, "100"), (99.94, "99.9"), (-99.99, "-100"), (0.9999, "1.00"), (1234.5, "1234")],
+)
+def test_what_rounds_up_to_another_digit_has_as_many_as_any(value: float, text: str) -> None:
+    assert units.significant(value) == text
+
+
 def test_two_methods_of_the_same_width_are_two_series() -> None:
     found = lines(
         *(result(each, numbers(qa=0.5)) for each in (BF16, *(quantized(m, BF16) for m in "ab"))),

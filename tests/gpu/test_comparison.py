@@ -22,7 +22,12 @@ from tradebench.result import Environment, Measurement, Result
 
 DEVICE = "h200-141gb"
 RUNS = sorted((OUT / "ladder").glob("*.json"))
-TECHNIQUES = sorted((OUT / "techniques").glob("*.json"))
+# Those that ran there: GPTQ's package does not fit into the kit.
+TECHNIQUES = [
+    path
+    for path in sorted((OUT / "techniques").glob("*.json"))
+    if json.loads(path.read_text())["status"] == "ok"
+]
 CALIBRATION = OUT / "calibration.json"
 HIDDEN, PUBLISHED = OUT / "hidden.json", OUT / "published.json"
 
@@ -162,8 +167,6 @@ MISSED = {
 @pytest.mark.parametrize("path", TECHNIQUES, ids=lambda path: path.stem)
 def test_a_techniques_step_takes_as_long_as_predicted(path: Path, library: Library) -> None:
     result = Result.model_validate_json(path.read_text())
-    if result.status != "ok":
-        pytest.skip(result.reason or result.status)
     predicted = prediction(result, DEVICE, CALIBRATION, library)
     (step,) = (each for each in compare(result, predicted) if each.name == "step_seconds")
 
@@ -187,7 +190,6 @@ INT8 = (OUT / "ladder" / "int8-r16.json", OUT / "techniques" / "quantization-int
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not all(path.is_file() for path in INT8), reason="no int8 is committed")
 @pytest.mark.parametrize("path", INT8, ids=lambda path: path.stem)
 @pytest.mark.parametrize("known", [None, OUT / "calibration.json"], ids=["sheet", "calibrated"])
 def test_int8_lies_between_no_outlier_and_all(
@@ -202,7 +204,6 @@ def test_int8_lies_between_no_outlier_and_all(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not INT8[0].is_file(), reason="no int8 is committed")
 def test_int8_is_tight_where_only_outliers_may_not_fit(library: Library) -> None:
     result = Result.model_validate_json(INT8[0].read_text())
     room = 95 * 10**9

@@ -117,7 +117,9 @@ class Explorer {
     for (const row of answers?.querySelectorAll("tr[data-point]") ?? []) {
       const answer = new AnswerRow(row);
       this.#answers.push([Number(row.dataset.point), answer]);
-      this.#opensPoint(row, row.dataset.point, answer.verdict);
+      // What was measured fitted where it ran.
+      const said = this.#group.kind === "predicted" ? answer.verdict : undefined;
+      this.#opensPoint(row, row.dataset.point, said);
     }
     const node = [...answers?.querySelectorAll("thead th") ?? []]
       .find((head) => head.textContent.startsWith("Cost"));

@@ -39,6 +39,9 @@ export function judged(point, {kind}, {machine}) {
 // Whether its reader has a job of their own, other than a million tokens without a price.
 export const isOwnJob = ({tokens, price}) => tokens > 0 && (tokens !== 1 || price > 0);
 
+// What the rows of the answers are called where they are written.
+const WRITTEN = {fits: "fits", tight: "tight", "nothing-fits": "no"};
+
 export const OWN_COST = "Cost of these tokens";
 
 // A row of the answers, whose cost is of so many tokens as its reader trains on.
@@ -58,8 +61,7 @@ export class AnswerRow {
 
   // Its point on its own machine, whichever its reader has chosen below.
   get verdict() {
-    const [given] = ["tight", "nothing-fits"].filter((each) => this.#node.classList.contains(each));
-    const {words} = VERDICTS[{tight: "tight", "nothing-fits": "no"}[given] ?? "fits"];
+    const {words} = VERDICTS[WRITTEN[this.#node.className]];
     return `${words} ${this.#node.querySelector("th bdi").textContent}`;
   }
 
