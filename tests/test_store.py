@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from tradebench import store
 from tradebench.errors import UserError
+from tradebench.owner import Owner
 from tradebench.result import Result
 
 
@@ -155,6 +159,38 @@ def test_a_locked_run_refuses_another_process(run: Path) -> None:
         store.lock(run).__enter__()
     with store.lock(run):
         pass
+
+
+def test_the_lock_of_a_process_killed_while_it_starts_another_is_waited_for(run: Path) -> None:
+    # Until it has become the other program, the child has what its parent held open.
+    child = os.fork()
+    if child == 0:
+        with store.lock(run):
+            if os.fork() == 0:
+                time.sleep(0.5)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    (owner,) = store.owners(run)
+    assert (owner.pid, owner.state) == (child, "gone")
+    with store.lock(run):
+        pass
+
+
+def test_a_lock_that_a_dead_process_left_for_good_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "INHERITED_SECONDS", 0.05)
+    file = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    dead = Owner.here()
+    assert dead is not None
+    os.write(file, replace(dead, began=dead.began + 1).text.encode())
+
+    with pytest.raises(UserError, match="another tradebench is at work"):
+        store.lock(run).__enter__()
+    os.close(file)
 
 
 def test_what_is_not_a_run_is_said_in_one_line(tmp_path: Path) -> None:

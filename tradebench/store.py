@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tradebench.errors import UserError
-from tradebench.owner import Owner
+from tradebench.owner import Owner, State
 from tradebench.result import Kind, Result, Status
 
 SCHEMA = "tradebench.run/1"
@@ -31,6 +32,9 @@ HEADER = "run.json"
 
 # The writer that names nobody: the only one, unless someone asks for another.
 LOCAL = "local"
+
+# For how long a dead process's child may hold its lock: a moment, unless the machine is busy.
+INHERITED_SECONDS = 10.0
 
 # A machine on which a point ended so has said nothing about it.
 UNMADE: frozenset[Status] = frozenset({"killed", "skipped"})
@@ -311,7 +315,9 @@ def _started(run: Path) -> tuple[str, str]:
 def lock(directory: Path, writer: str = LOCAL) -> Iterator[None]:
     """Hold a writer's part of the run directory; the lock dies with the process, however it dies.
 
-    The file says which process took it last, for those who watch the run.
+    The file says which process took it last, for those who watch the run. Where that one was
+    killed while it started another program, the child holds the lock as well until it has become
+    that program, which is waited for.
 
     Raises:
         UserError: another process holds it, or it is no run directory.
@@ -319,19 +325,33 @@ def lock(directory: Path, writer: str = LOCAL) -> Iterator[None]:
     _header(directory)
     file = os.open(_lock_file(directory, writer), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another tradebench is at work in {directory} as {writer}: wait for it, start a "
-                "new run with --fresh, or write beside it under another name with --writer"
-            ) from None
+        until = time.monotonic() + INHERITED_SECONDS
+        while not _locked(file):
+            if _state_of_owner(file) != "gone" or time.monotonic() > until:
+                raise UserError(
+                    f"another tradebench is at work in {directory} as {writer}: wait for it, start "
+                    "a new run with --fresh, or write beside it under another name with --writer"
+                )
+            time.sleep(0.01)
         here = Owner.here()
         os.ftruncate(file, 0)
         os.pwrite(file, here.text.encode() if here else b"", 0)
         yield
     finally:
         os.close(file)
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _state_of_owner(file: int) -> State | None:
+    owner = Owner.read(os.pread(file, 4096, 0).decode(errors="replace"))
+    return None if owner is None else owner.state
 
 
 def owners(directory: Path) -> list[Owner]:
