@@ -38,6 +38,16 @@ def test_a_rank_that_fails_is_named(sweep: Sweep) -> None:
     assert (result.reason or "").startswith("rank 1: while training: ValueError: no good: ~/secret")
 
 
+def test_a_rank_is_named_where_the_others_were_ended_before_they_noticed(
+    sweep: Sweep,
+) -> None:
+    sweep.run("second:raises", ranks=2, patience=60.0)
+
+    (result,) = sweep.results().values()
+    assert (result.reason or "").startswith("rank 1: while training: ValueError: no good: ~/secret")
+    assert sweep.leftovers() == []
+
+
 @pytest.mark.slow
 def test_a_rank_that_is_well_again_does_not_hide_another(sweep: Sweep) -> None:
     """In the second attempt it ends well, and the first one has waited for nothing."""

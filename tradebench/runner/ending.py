@@ -88,7 +88,9 @@ def join(results: Mapping[int, Result], blamed: int | None = None) -> Result:
     Categories are those of the rank with the highest peak, so that they sum to it.
     """
     base = results[blamed or 0]
-    if len(results) == 1:
+    if blamed is not None:
+        base = base.model_copy(update={"reason": f"rank {blamed}: {base.reason}"})
+    if len(results) == 1:  # the others were ended before they could say anything
         return base
     ordered = [results[rank] for rank in sorted(results)]
     highest = max(ordered, key=lambda result: result.value("peak_tensor_bytes") or 0)
@@ -104,7 +106,6 @@ def join(results: Mapping[int, Result], blamed: int | None = None) -> Result:
         ranks = tuple(each.value for each in own)
         measurements[name] = chosen.model_copy(update={"ranks": ranks})
     warnings = dict.fromkeys(warning for result in ordered for warning in result.warnings)
-    reason = None if blamed is None else f"rank {blamed}: {base.reason}"
     seconds = max(
         (result.seconds for result in ordered if result.seconds is not None), default=None
     )
@@ -112,7 +113,6 @@ def join(results: Mapping[int, Result], blamed: int | None = None) -> Result:
         update={
             "measurements": measurements,
             "warnings": tuple(warnings),
-            "reason": reason,
             "seconds": seconds,
         }
     )
