@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from tradebench.report import script
+from tradebench.report.units import significant
 
 FOLDER = Path(script.__file__).parent
 NODE = shutil.which("node")
@@ -52,3 +55,23 @@ def test_what_is_joined_is_one_module(tmp_path: Path) -> None:
 
     done = subprocess.run([str(NODE), "--check", str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_numbers_are_written_as_python_writes_them() -> None:
+    values = [0, 0.25, 0.0004567, 0.9996, 1, 7, 9.996, 44.5, 99.96, 100, 999.6, 1565, 6310.4, -2.5]
+    module = f"data:text/javascript,{quote((FOLDER / 'numbers.js').read_text(encoding='utf-8'))}"
+    program = (
+        f"import {{digits}} from {json.dumps(module)};"
+        f"console.log(JSON.stringify({json.dumps(values)}.map(digits)));"
+    )
+    done = subprocess.run(
+        [str(NODE), "--input-type=module", "--eval", program],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    # Only the page has blanks or commas between thousands.
+    told = [each.replace(",", "") for each in json.loads(done.stdout)]
+    assert told == [significant(each) for each in values]

@@ -226,7 +226,7 @@ def test_a_card_draws_what_memory_is_for(opened: Any) -> None:
         assert "Memory by category" in card.inner_text()
         assert re.search(r"At the peak: weights [\d.,]+ MiB", card.inner_text())
         step = (
-            "One step from start to end, predicted; the highest moment is 7 MiB."
+            "One step from start to end, predicted; the highest moment is 7.00 MiB."
             in card.inner_text()
         )
         card.locator(".plot .mark-area path" if step else ".plot .mark-rect path").first.wait_for()
@@ -314,7 +314,14 @@ def test_a_machine_that_is_chosen_is_what_the_table_speaks_of(planned: Any) -> N
 
 @pytest.mark.parametrize(
     ("gpus", "size"),
-    [("1", "48 GB"), ("1", "80 GB"), ("2", "24 GB"), ("2", "80 GB"), ("8", "80 GB")],
+    [
+        ("1", "48 GB"),
+        ("1", "80 GB"),
+        ("2", "24 GB"),
+        ("2", "80 GB"),
+        ("8", "24 GB"),
+        ("8", "80 GB"),
+    ],
 )
 def test_the_page_and_its_table_give_one_answer(planned: Any, gpus: str, size: str) -> None:
     """The table is worked out in Python, the answer by the page: neither knows the other."""

@@ -6,7 +6,7 @@ import csv
 from functools import lru_cache
 from pathlib import Path
 
-from tradebench.published.comparison import Comparison, Prediction, compare
+from tradebench.published.comparison import Comparison, Prediction, compare, errors
 from tradebench.published.expression import expressed
 
 ENDS = ("low", "high")
@@ -31,3 +31,24 @@ def held() -> tuple[Comparison, ...]:
                 interval=None if low is None or high is None else (low, high),
             )
     return compare(found)
+
+
+def timed(one: Comparison) -> bool:
+    """Whether it is about the time of a step, and not about memory."""
+    return one.published.reading.counter == "step"
+
+
+def sharded() -> list[Comparison]:
+    """Those of memory on several GPUs."""
+    return [one for one in held() if one.published.trial.ranks > 1 and not timed(one)]
+
+
+@lru_cache
+def sharded_error() -> float:
+    """The median error of reserved memory on several GPUs, a share of what was published.
+
+    Others shard otherwise than this program, so it is no error of a measurement that went the same
+    way; it is all that is known of how far such a prediction may be off.
+    """
+    reserved = (one for one in sharded() if one.published.reading.counter == "reserved")
+    return errors(reserved).median or 0.0

@@ -36,7 +36,7 @@ def gentlest(best: Judged, pool: Sequence[Judged], goal: Goal) -> Judged:
     """
     if best.goal.kind != "predicted":
         return best
-    found = [each for each in pool if _near(best, each, goal) and _gentler(best, each)]
+    found = [each for each in pool if near(best, each, goal) and _gentler(best, each)]
 
     def place(each: Judged) -> tuple[float, ...]:
         # What a weight is left with comes before the size of an adapter, as in SLOTS.
@@ -49,15 +49,15 @@ def gentlest(best: Judged, pool: Sequence[Judged], goal: Goal) -> Judged:
     return min(found, key=place, default=best)
 
 
+def near(best: Judged, each: Judged, goal: Goal) -> bool:
+    """Whether the other's cost is at most `MARGIN` above the best's."""
+    low, high = sorted((best.goal.value, each.goal.value))
+    return goal.cost(each.goal) <= goal.cost(best.goal) or high <= low * (1 + MARGIN)
+
+
 def reason(one: Candidate, other: Candidate) -> str:
     """What the other has in the slots in which it takes less: `rank 64 rather than 4`."""
     return listed(_said(slot, one, other) for slot in SLOTS if (_weigh(slot, one, other) or 0) > 0)
-
-
-def _near(best: Judged, each: Judged, goal: Goal) -> bool:
-    """Whether its cost is at most `MARGIN` above the best's."""
-    low, high = sorted((best.goal.value, each.goal.value))
-    return goal.cost(each.goal) <= goal.cost(best.goal) or high <= low * (1 + MARGIN)
 
 
 def _gentler(best: Judged, each: Judged) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tradebench.devices import GIB
+from tradebench.published.held import sharded_error
 from tradebench.recommend.answer import PUBLISHED_TITLE
 from tradebench.recommend.candidates import Candidate, Figure
 from tradebench.recommend.choice import Choice, Judged
 from tradebench.recommend.gentle import MARGIN, gentlest, reason
-from tradebench.recommend.machine_notes import in_percent, notes, published
+from tradebench.recommend.machine_notes import notes, published
 from tradebench.recommend.machines import (
     POINTS,
     TOKENS,
@@ -24,6 +25,7 @@ from tradebench.recommend.machines import (
     merged,
     seconds,
 )
+from tradebench.recommend.record import in_percent
 from tradebench.recommend.requirements import amount, spoken
 from tradebench.recommend.words import interval, percent
 from tradebench.report.answers import Answer, Answers
@@ -89,7 +91,7 @@ def _answer(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
         goal=_told(run.goal) if asked.judges else "",
         usable=_usable(machine),
         memory=_needed(need),
-        room=_room(machine, need, sure=found.sure),
+        room=_room(machine, need),
         host=_host(each, several=each.ranks > 1),
         step="" if step is None else _told(step),
         clock=_clock(asked, machine),
@@ -131,11 +133,11 @@ def _uses(machine: Machine, each: Candidate, asked: Question) -> str:
     return f"in {count(each.ranks, 'process')}" if several else ""
 
 
-def _room(machine: Machine, need: Figure, *, sure: bool) -> str:
+def _room(machine: Machine, need: Figure) -> str:
     left = machine.least - need.high
-    if sure:
-        return f"at least {amount(need.name, left, need.unit)} left" if left else ""
-    return f"up to {amount(need.name, -left, need.unit)} short"
+    if left < 0:
+        return f"up to {amount(need.name, -left, need.unit)} short"
+    return f"at least {amount(need.name, left, need.unit)} left" if left else ""
 
 
 def _host(each: Candidate, *, several: bool) -> str:
@@ -156,16 +158,25 @@ def _clock(asked: Question, machine: Machine) -> str:
 
 
 def _sure(asked: Question, choice: Choice, found: Found, run: Judged) -> Iterator[str]:
-    if not found.sure:
-        yield _tight(found.machine, asked.need(run.candidate))
+    need = asked.need(run.candidate)
+    left = (found.machine.least - need.high) / found.machine.least
+    if asked.doubted(run.candidate):
+        off = f"{in_percent(sharded_error())} by which sharded memory was off elsewhere"
+        if found.sure:
+            yield f"Fits, and leaves more than the {off}."
+        elif left >= 0:
+            yield (
+                f"Tight: all of its interval fits, but it leaves {in_percent(left)}, less than the "
+                f"{off}."
+            )
+        else:
+            yield f"{_tight(found.machine, need)} It leaves nothing for the {off}."
+    elif not found.sure:
+        yield _tight(found.machine, need)
     elif asked.device is not None:
-        left = found.machine.least - asked.need(run.candidate).high
-        little = left < ROOM * found.machine.least
-        yield "Fits: the upper end of its interval does" + (", barely." if little else ".")
+        yield "Fits: the upper end of its interval does" + (", barely." if left < ROOM else ".")
     if choice.kind == "measured":
         yield _measured(choice, run)
-    elif asked.device is not None and run.candidate.ranks > 1:
-        yield "Sharded memory was further off where others measured it, as told below: leave room."
 
 
 def _tight(machine: Machine, need: Figure) -> str:
@@ -215,6 +226,13 @@ def _other(asked: Question, choice: Choice, found: Found, run: Judged) -> str:
             told[0] += f" It leaves {left}."
         else:
             told.append(f"With {left} left: {named}, {_cost(asked, run, roomy)}.")
+    if found.bolder is not None:
+        need = asked.need(found.bolder.candidate)
+        left = amount(need.name, found.machine.least - need.high, need.unit)
+        told.append(
+            f"{_called(asked, found.bolder)} would do {_cost(asked, run, found.bolder)} and leave "
+            f"{left}, if its prediction holds."
+        )
     if found.taken is not None:
         told.append(
             f"{_called(asked, found.taken)} would do {_cost(asked, run, found.taken)}, but takes "
@@ -345,9 +363,13 @@ def _rule(asked: Question) -> str:
             f". Where another costs at most {100 * MARGIN:g} % more and keeps more bits of a "
             "weight or trains a larger rank, that one"
         )
-    return (
-        f"{text}. Points that take weights away (pruning, low rank) only where nothing else fits."
-    )
+    text += ". Points that take weights away (pruning, low rank) only where nothing else fits"
+    if any(asked.doubted(each) for each in asked.every):
+        text += (
+            f", and sharded ones that leave less than {in_percent(sharded_error())} of a card only "
+            "where no other has that room"
+        )
+    return f"{text}."
 
 
 def _columns(asked: Question, made: Sequence[Answer]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -8,10 +8,11 @@ from functools import cached_property
 
 from tradebench.devices import DEVICES, GIB, Device
 from tradebench.errors import NothingToCompareError
+from tradebench.published.held import sharded_error
 from tradebench.recommend.answer import ACCURACY
 from tradebench.recommend.candidates import Candidate, Figure, Job, candidates, known
 from tradebench.recommend.choice import CAPACITY, Choice, Goal, Judged, choose
-from tradebench.recommend.gentle import gentlest, keeps_weights
+from tradebench.recommend.gentle import gentlest, keeps_weights, near
 from tradebench.recommend.requirements import Requirement, amount
 from tradebench.report.findings import baseline
 from tradebench.report.fronts import Group
@@ -63,7 +64,9 @@ class Found:
         choice: What was chosen from, without what takes weights away unless nothing else fits; None
             where nothing does.
         run: The answer.
-        sure: Whether it fits on every card of this size, wherever in its interval it lies.
+        sure: Whether it fits on every card of this size, wherever in its interval it lies and, if
+            it was sharded, with as much room as such predictions were off by elsewhere.
+        bolder: What fits without that room, where it would do it for less than the answer.
         taken: The best that takes weights away, where it would be better than the answer.
         near: The point that needs least, where nothing fits; None where none runs on so few GPUs.
     """
@@ -72,6 +75,7 @@ class Found:
     choice: Choice | None = None
     run: Judged | None = None
     sure: bool = False
+    bolder: Judged | None = None
     taken: Judged | None = None
     near: Candidate | None = None
 
@@ -79,7 +83,8 @@ class Found:
     def key(self) -> tuple[str | None, ...]:
         """What two machines with the same answer share; that nothing fits is an answer, too."""
         if self.run is not None:
-            return self.run.candidate.trial, "fits" if self.sure else "tight"
+            bolder = None if self.bolder is None else self.bolder.candidate.trial
+            return self.run.candidate.trial, "fits" if self.sure else "tight", bolder
         return None if self.near is None else self.near.trial, "nothing fits"
 
 
@@ -117,6 +122,15 @@ class Question:
         found = each.figure(self.memory)
         assert found is not None, "points without it are left out"
         return found
+
+    def doubted(self, each: Candidate) -> bool:
+        """Whether predictions of its kind were further off elsewhere than its interval says."""
+        return self.device is not None and each.ranks > 1
+
+    def trusted(self, each: Candidate, machine: Machine) -> bool:
+        """Whether it fits on every card, and leaves what predictions of its kind were off by."""
+        room = sharded_error() if self.doubted(each) else 0.0
+        return self.need(each).high <= (1 - room) * machine.least
 
 
 def ask(group: Group, price: float | None) -> Question | None:
@@ -213,26 +227,49 @@ def cards(size: int) -> list[Device]:
 
 
 def choose_for(asked: Question, machine: Machine) -> Found:
-    """What fits on every card of this size, else what fits on some, or may."""
+    """What surely fits on every card of this size, else what fits on some, or may."""
     able = [each for each in asked.every if each.ranks <= machine.gpus]
-    for bound in machine.bounds:
-        sure = bound == machine.least
+    trusted = [each for each in able if asked.trusted(each, machine)]
+    others = [each for each in able if each not in trusted]
+    for rivals, bound in ((trusted, machine.least), *((able, bound) for bound in machine.bounds)):
         need = Requirement(name=asked.memory, sign="<=", bound=bound)
-        choice = choose(able, asked.goal, [need])
+        choice, taken = _choose(asked, rivals, need)
         # Whatever may fit somewhere counts where nothing surely does on any card.
         if choice.best is None or (choice.best.verdict != "yes" and bound != machine.bounds[-1]):
             continue
-        sure = sure and choice.best.verdict == "yes"
-        taken = None
-        whole = [each.candidate for each in choice.pool if keeps_weights(each)]
-        if not asked.judges and whole and not keeps_weights(choice.best):
-            taken = choice.best
-        if not asked.judges and whole:
-            choice = choose(whole, asked.goal, [need])
         run = _settle(asked, choice)
-        return Found(machine=machine, choice=choice, run=run, sure=sure, taken=taken)
-    near = min(able, key=lambda each: asked.need(each).high, default=None)
-    return Found(machine=machine, near=near)
+        sure = rivals is trusted
+        return Found(
+            machine=machine,
+            choice=choice,
+            run=run,
+            sure=sure,
+            bolder=_bolder(asked, others, need, run) if sure else None,
+            taken=taken,
+        )
+    near_by = min(able, key=lambda each: asked.need(each).high, default=None)
+    return Found(machine=machine, near=near_by)
+
+
+def _choose(
+    asked: Question, able: Sequence[Candidate], need: Requirement
+) -> tuple[Choice, Judged | None]:
+    """The choice among what keeps all weights, and the best of what does not, if it is better."""
+    choice = choose(able, asked.goal, [need])
+    whole = [each.candidate for each in choice.pool if keeps_weights(each)]
+    if asked.judges or not whole:
+        return choice, None
+    taken = choice.best if choice.best and not keeps_weights(choice.best) else None
+    return choose(whole, asked.goal, [need]), taken
+
+
+def _bolder(
+    asked: Question, others: Sequence[Candidate], need: Requirement, run: Judged | None
+) -> Judged | None:
+    best = _choose(asked, others, need)[0].best
+    if best is None or run is None or best.verdict != "yes" or near(best, run, asked.goal):
+        return None
+    return best
 
 
 def _settle(asked: Question, choice: Choice) -> Judged | None:

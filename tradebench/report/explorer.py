@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tradebench.devices import DEVICES, GIB
+from tradebench.published.held import sharded_error
 from tradebench.report import charts, ready
 from tradebench.report.choices import Choice, choices, crossed
 from tradebench.report.content import DOING, Column, standing
@@ -113,6 +114,7 @@ def _point(
         "at": [choice.places.get(point.trial) for choice in varied],
         "gpus": point.devices,
         "needs": needs(group, point),
+        "room": 0 if point.fit is None or point.devices == 1 else _short(sharded_error()),
         "left": left(point),
         "phase": "" if point.fit is None else DOING[point.fit.phase],
         "host": _short((point.value("peak_host_bytes") or 0) / GIB),

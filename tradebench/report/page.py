@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from tradebench import __version__
 from tradebench.errors import NothingToCompareError
+from tradebench.published.held import sharded_error
 from tradebench.report import (
     charts,
     content,
@@ -34,7 +35,7 @@ from tradebench.report.fronts import Group, groups
 from tradebench.report.ladder import Ladder, ladder
 from tradebench.report.style import Folder, Picture, variables
 from tradebench.report.tables import frame, write_parquet
-from tradebench.report.units import count, listed, show, title
+from tradebench.report.units import MEMORIES, count, listed, show, title
 
 if TYPE_CHECKING:
     from tradebench.store import Run
@@ -105,6 +106,12 @@ class Section:
         if fit is None:
             return note
         low, high = (show("needed_bytes", each, "B") for each in fit.capacity)
+        if any(point.devices > 1 for point in self.group.points):
+            off = f"{100 * sharded_error():.1f} %"
+            note += (
+                f" Of several devices it is tight as well where it leaves less than the {off} of a "
+                "card by which sharded memory was off elsewhere."
+            )
         return (
             f"{note} The plan is for {fit.device}, which gives {low} to {high}, and step times and "
             "costs are those of it: another device has its own."
@@ -126,8 +133,16 @@ class Section:
         return (
             f"● on the Pareto front of {self.objectives}: {sure}; · not "
             f"comparable, because it did not end well or an objective is missing. "
-            f"{MARGINS[self.group.kind]}{ran}"
+            f"{MARGINS[self.group.kind]}{ran} {self._memories}".rstrip()
         )
+
+    @property
+    def _memories(self) -> str:
+        """What tells the columns of memory apart, where there are several."""
+        names = {column.name for column in self.columns}
+        told = [meaning for name, meaning in MEMORIES.items() if name in names]
+        text = "; ".join(told)
+        return f"{text[0].upper()}{text[1:]}." if len(told) > 1 else ""
 
     @property
     def unfit_note(self) -> str:

@@ -30,6 +30,17 @@ TITLES = {
     "train_loss": "Training loss",
     "trainable_parameters": "Trainable parameters",
 }
+# What kinds of memory are, from the smallest to the one that must fit.
+MEMORIES = {
+    "peak_tensor_bytes": "tensor memory is what the tensors themselves hold",
+    "peak_allocated_bytes": "allocated memory is that in PyTorch's blocks, rounded up",
+    "peak_reserved_bytes": "reserved memory is what PyTorch's allocator keeps for them, gaps too",
+    "peak_process_bytes": "process memory is all that the process takes",
+    "needed_bytes": (
+        "needed is all that the process takes of the device, CUDA's own part too, in its worst "
+        "phase: that must fit"
+    ),
+}
 PREFIXES = {
     "accuracy": "Accuracy on {}",
     "accuracy_before": "Accuracy on {} before training",

@@ -90,9 +90,11 @@ function staircase(points, columns, [x, y]) {
 // all points if `each` is -1. `value` is the column that is compared.
 export function mapsDrawing(group, question, {across, up, each, value}) {
   const {choices, columns} = group;
-  const cells = bestCells(group, question, {across, up, each, value});
+  const settings = {across, up, each, value};
+  const cells = bestCells(group, group.points.filter((point) => isKept(point, question)), settings);
   // As deep whichever points are kept: a colour means a number, not a place among what is left.
-  const paint = painted(group.points.flatMap(({values}) => values[value]?.[0] ?? []));
+  const paint = painted([...bestCells(group, group.points, settings).values()]
+    .map(({best}) => best.values[value][0]));
   const named = each < 0 ? ["every point"]
     : choices[each].values.map((text) => `${choices[each].title}: ${text}`);
   const held = new Set([...cells.keys()].map((key) => Number(key.split(",")[0])));
@@ -113,12 +115,12 @@ export function mapsDrawing(group, question, {across, up, each, value}) {
 
 const keyOf = (...places) => places.join();
 
-function bestCells(group, question, {across, up, each, value}) {
+function bestCells(group, points, {across, up, each, value}) {
   const sign = group.columns[value].better === "more" ? -1 : 1;
   const cells = new Map();
-  for (const point of group.points) {
+  for (const point of points) {
     // A point that did not end well stands at no choice.
-    if (!point.values[value] || point.at[across] === null || !isKept(point, question)) continue;
+    if (!point.values[value] || point.at[across] === null) continue;
     const key = keyOf(each < 0 ? 0 : point.at[each], point.at[up], point.at[across]);
     const {count, best} = cells.get(key) ?? {count: 0, best: point};
     const better = sign * point.values[value][0] < sign * best.values[value][0];
@@ -127,7 +129,7 @@ function bestCells(group, question, {across, up, each, value}) {
   return cells;
 }
 
-// How deep a value is painted, from 0 to 1, among all of a map.
+// How deep a value is painted, from 0 to 1, among those of all cells.
 function painted(values) {
   const bend = scaleOf(values) === "log" ? Math.log : (number) => number;
   const [low, high] = [Math.min(...values), Math.max(...values)].map(bend);

@@ -4,7 +4,8 @@
 // the numbers of the points `inside` the box over the drawing (null without one), how many million
 // `tokens` to train on and the `price` of a GPU-hour. A machine has a `name`, so many `gpus`, and
 // on each of them so many `gib` whichever card of its size it is, and `most` on some. A group is
-// what `explorer.py` packed, and what `grouped` finds in it.
+// what `explorer.py` packed, and what `grouped` finds in it. The `room` of a point is the share of
+// a GPU that it must leave, because predictions of its kind were off by as much.
 
 import {unitOf} from "./numbers.js";
 
@@ -34,9 +35,12 @@ export const isLimited = (machine) => machine !== UNLIMITED;
 export function verdict(point, machine) {
   if (!point.needs || point.gpus > machine.gpus) return "no";
   const [least, most] = point.needs;
-  if (most <= machine.gib * ROUNDING) return "fits";
+  if (most <= machine.gib * (1 - point.room) * ROUNDING) return "fits";
   return least <= machine.most * ROUNDING ? "tight" : "no";
 }
+
+// Whether all of its interval fits, with or without room.
+const isHeld = ({needs}, machine) => needs[1] <= machine.gib * ROUNDING;
 
 export function isKept(point, {machine, words, inside}) {
   const name = point.name.toLowerCase();
@@ -64,9 +68,13 @@ function rank(point, group) {
   return point.cost ? point.cost[0] / point.gpus : Infinity;
 }
 
-// Of points that may fit, those first that need least at worst.
-export const likeliest = (points, group) =>
-  ranked(points, group).toSorted((one, other) => one.needs[1] - other.needs[1]);
+// Of points that may fit those that do by all of their interval, or else those first that need
+// least at worst.
+export function likeliest(points, group, machine) {
+  const held = points.filter((point) => isHeld(point, machine));
+  if (held.length) return ranked(held, group);
+  return ranked(points, group).toSorted((one, other) => one.needs[1] - other.needs[1]);
+}
 
 // Whether all weights are left, then how many bits of each, then the rank of an adapter.
 function leavesMore(point, other) {

@@ -1,7 +1,14 @@
 // Numbers as the page writes them.
 
-export const digits = (value) =>
-  Number(value.toPrecision(3)).toLocaleString("en", {maximumFractionDigits: 6});
+// Three significant digits, as `units.py` has them: 0.250 and 44.5, and every digit of 1565.
+export function digits(value) {
+  if (value === 0) return "0";
+  const place = Math.floor(Math.log10(Math.abs(Number(value.toPrecision(3)))));
+  const decimals = Math.min(100, Math.max(0, 2 - place));
+  return value.toLocaleString("en", {
+    minimumFractionDigits: decimals, maximumFractionDigits: decimals,
+  });
+}
 
 // A value, with the ends of its interval if it has one.
 export const spanned = ([value, low, high]) =>

@@ -1,7 +1,7 @@
 // What the page says of a point, and its answer to what fits, in sentences.
 
 import {isLimited, isSettledByTime, likeliest, ranked, verdict} from "./fitting.js";
-import {digits, marginal, plural, sized, spanned} from "./numbers.js";
+import {marginal, plural, sized, spanned} from "./numbers.js";
 
 export const called = (point) => `No. ${point.number}: ${point.name}`;
 
@@ -20,7 +20,8 @@ export function priced(point, {tokens, price}) {
   const hours = (times) => spanned(point.cost.map((each) => each * tokens * times));
   const ofOne = point.gpus === 1 ? "" : ` = ${hours(1)} device-hours`;
   const money = price ? `, $${hours(price)}` : "";
-  return `${digits(tokens)} million tokens take ${hours(1 / point.gpus)} hours${ofOne}${money}`;
+  const job = `${tokens.toLocaleString("en")} million tokens`;
+  return `${job} take ${hours(1 / point.gpus)} hours${ofOne}${money}`;
 }
 
 // What a point takes: memory, time and money.
@@ -47,7 +48,7 @@ export function answer(group, question) {
     return ["Choose how many GPUs you have and their size. Without a limit, "
       + `${plural(fitting.length, "point")} ${have} a prediction.`];
   }
-  const able = fitting.length ? ranked(fitting, group) : likeliest(tight, group);
+  const able = fitting.length ? ranked(fitting, group) : likeliest(tight, group, machine);
   const [best, ...rest] = able.slice(0, 3);
   const head = counted(fitting.length, tight.length, group, machine);
   if (!best) return [head];
