@@ -660,7 +660,11 @@ def test_a_terminal_has_two_lines_for_a_machine() -> None:
 @pytest.mark.slow
 def test_a_report_opens_with_the_answers(tmp_path: Path) -> None:
     run = run_of(
-        planned(4, gib=60, rate=100), planned(16, gib=30, rate=90, slots=NF4), started="", ended=""
+        planned(4, gib=60, rate=100),
+        planned(16, gib=30, rate=90, slots=NF4),
+        started="",
+        ended="",
+        objectives=["peak_reserved_bytes", "step_seconds"],
     )
     reporting.write(run, tmp_path, price=2.0)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -670,7 +674,7 @@ def test_a_report_opens_with_the_answers(tmp_path: Path) -> None:
     assert "| Machine | Run | Memory of a GPU | Step | Cost of 1M tokens (GPU-hours) |" in text
     assert text.index("## What to run") < text.index("### Every point")
     # Two columns of memory are told apart.
-    assert "reserved memory is what PyTorch&#39;s allocator keeps for them" in page
+    assert "Reserved memory is what PyTorch&#39;s allocator keeps for them" in page
     assert "needed is all that the process takes of the device" in page
 
 
