@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from tradebench.commands import recommending
 from tradebench.errors import NothingToCompareError, UserError
 from tradebench.published.accuracies import LABEL, SLOTS, accuracies, spans
+from tradebench.published.held import sharded_error
 from tradebench.recommend import words
 from tradebench.recommend.answer import Answer, Question, answer, suite_text
 from tradebench.recommend.candidates import Figure, Job, candidates, together
@@ -482,6 +483,23 @@ def test_measured_points_compete_with_measured_ones_only() -> None:
     assert best(made) == "lora r1"
     assert made.choice.unmeasured == 1
     assert any("only predicted" in note for note in made.notes)
+
+
+def test_a_sharded_prediction_that_leaves_little_says_what_such_were_off_by() -> None:
+    two = {"sharding": {"method": "fsdp2", "degree": 2}}
+    bold, roomy = planned(8, 75, 1, **two), planned(4, 20, 2, **two)
+    off = f"{100 * sharded_error():.1f} %"
+
+    (note,) = [each for each in asked(plan(bold, roomy)).notes if "sharded memory" in each]
+    assert note.startswith("It leaves ")
+    assert note.endswith(
+        f"sharded memory was off by {off} where others measured it. The best that leaves as much, "
+        "or is on one GPU, is lora r4 + fsdp2 x2."
+    )
+    (note,) = [each for each in asked(plan(bold)).notes if "sharded memory" in each]
+    assert note.endswith(f"sharded memory was off by {off} where others measured it.")
+    for made in (asked(plan(roomy)), asked(plan(planned(8, 75, 1)))):
+        assert not any("sharded memory" in each for each in made.notes)
 
 
 def test_the_same_trial_of_two_machines_counts_once() -> None:

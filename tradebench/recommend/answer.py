@@ -11,6 +11,7 @@ from tradebench.published.accuracies import LABEL, Span, named, spans
 from tradebench.recommend.candidates import Candidate, Job, candidates, known
 from tradebench.recommend.choice import CAPACITY, Choice, Goal, Judged, choose
 from tradebench.recommend.gentle import MARGIN, gentlest, reason
+from tradebench.recommend.record import doubt
 from tradebench.recommend.requirements import Requirement, check, parse, spoken
 from tradebench.report.content import heading
 from tradebench.report.findings import baseline
@@ -309,6 +310,7 @@ def _notes(made: Answer) -> list[str]:
                 f"{spoken(choice.goal.name)}, and has "
                 f"{reason(choice.best.candidate, other.candidate)}."
             )
+    found += filter(None, [doubt(choice)])
     if choice.out:
         left_out = listed(f"{number} {why}" for why, number in choice.out.items())
         found.append(f"Not considered: {left_out}.")

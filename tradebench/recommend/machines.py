@@ -230,7 +230,7 @@ def choose_for(asked: Question, machine: Machine) -> Found:
     """What surely fits on every card of this size, else what fits on some, or may."""
     able = [each for each in asked.every if each.ranks <= machine.gpus]
     trusted = [each for each in able if asked.trusted(each, machine)]
-    others = [each for each in able if each not in trusted]
+    doubtful = [each for each in able if not asked.trusted(each, machine)]
     for rivals, bound in ((trusted, machine.least), *((able, bound) for bound in machine.bounds)):
         need = Requirement(name=asked.memory, sign="<=", bound=bound)
         choice, taken = _choose(asked, rivals, need)
@@ -244,11 +244,11 @@ def choose_for(asked: Question, machine: Machine) -> Found:
             choice=choice,
             run=run,
             sure=sure,
-            bolder=_bolder(asked, others, need, run) if sure else None,
+            bolder=_bolder(asked, doubtful, need, run) if sure else None,
             taken=taken,
         )
-    near_by = min(able, key=lambda each: asked.need(each).high, default=None)
-    return Found(machine=machine, near=near_by)
+    nearest = min(able, key=lambda each: asked.need(each).high, default=None)
+    return Found(machine=machine, near=nearest)
 
 
 def _choose(
@@ -264,9 +264,10 @@ def _choose(
 
 
 def _bolder(
-    asked: Question, others: Sequence[Candidate], need: Requirement, run: Judged | None
+    asked: Question, doubtful: Sequence[Candidate], need: Requirement, run: Judged | None
 ) -> Judged | None:
-    best = _choose(asked, others, need)[0].best
+    """The best that fits by its interval alone, where that is worth more than a hair."""
+    best = _choose(asked, doubtful, need)[0].best
     if best is None or run is None or best.verdict != "yes" or near(best, run, asked.goal):
         return None
     return best

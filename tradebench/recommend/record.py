@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from tradebench.published.comparison import Comparison, errors, grouped
 from tradebench.published.expression import Counter
-from tradebench.published.held import held, sharded, timed
+from tradebench.published.held import held, sharded, sharded_error, timed
+from tradebench.recommend.choice import Choice, Judged
 from tradebench.report.units import count, listed
 
 
@@ -26,6 +27,32 @@ def record(*, several: bool) -> Iterator[str]:
             f"Step times: a median of {in_percent(steps.median)} ({count(steps.count, 'row')}, "
             f"{steps.inside} of them within the interval that was predicted)."
         )
+
+
+def doubt(choice: Choice) -> str | None:
+    """What to hear of a sharded prediction that leaves less than such predictions were off by."""
+    best, off = choice.best, sharded_error()
+    if best is None or best.candidate.ranks == 1 or _room(best) >= off:
+        return None
+    left = f"leaves {in_percent(_room(best))}" if _room(best) > 0 else "leaves nothing"
+    text = (
+        f"It {left} of the memory that it may take, and sharded memory was off by "
+        f"{in_percent(off)} where others measured it"
+    )
+    roomy = next((e for e in choice.pool if e.candidate.ranks == 1 or _room(e) >= off), None)
+    if roomy is None:
+        return f"{text}."
+    return f"{text}. The best that leaves as much, or is on one GPU, is {roomy.candidate.name}."
+
+
+def _room(each: Judged) -> float:
+    """The share of its memory that it leaves; all of it where that is not bounded or measured."""
+    shares = (
+        1 - figure.high / need.bound
+        for need, figure, _ in each.verdicts
+        if need.at_most and need.name.endswith("_bytes") and figure.kind == "predicted"
+    )
+    return min(shares, default=1.0)
 
 
 def in_percent(share: float) -> str:
