@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from tradebench import store
+from tradebench.published.held import sharded_error
 from tradebench.report import (
     content,
     curves,
@@ -856,6 +857,25 @@ def test_a_plan_says_what_fits_and_what_is_nearest_to_the_rest() -> None:
         ("does not fit", "nf4 saves 9 GiB: fits"),
         ("tight", "no other point of the suite fits either"),
     }
+
+
+def test_a_sharded_plan_is_tight_where_it_leaves_less_than_such_were_off_by() -> None:
+    def verdict(degree: int, share: float) -> str | None:
+        fit = Fit(
+            device="h100-80gb",
+            verdict="fits",
+            needed=(1, int(1000 * share)),
+            capacity=(1000, 1001),
+            phase="train",
+        )
+        sharding = {"sharding": {"method": "fsdp2", "degree": degree}} if degree > 1 else {}
+        made = result({**FP32, **sharding}, numbers(memory=100), kind="predicted")
+        return group_of(made.model_copy(update={"fit": fit})).points[0].verdict
+
+    off = sharded_error()
+    assert 0 < off < 0.5
+    assert [verdict(2, share) for share in (0.99 - off, 1.01 - off)] == ["fits", "tight"]
+    assert verdict(1, 0.999) == "fits"
 
 
 def test_reasons_are_grouped_with_their_points() -> None:

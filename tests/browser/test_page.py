@@ -118,7 +118,9 @@ def test_whoever_cannot_choose_devices_is_told_of_none(opened: Any) -> None:
 
     answer = opened.locator(".answer").first.inner_text()
     assert re.match(
-        r"On [\d.]+ MiB, \d+ points fit \(measured\)\.\s+The most accurate: No\. ", answer
+        r"On [\d.]+ MiB, \d+ points fit \(measured\)\.\s+"
+        r"The most accurate, or not to be told from it and quicker: No\. ",
+        answer,
     )
     assert "device" not in answer.replace("on one device", "")
 
@@ -330,6 +332,56 @@ def test_the_page_and_its_table_give_one_answer(planned: Any, gpus: str, size: s
     assert number is not None
 
     assert f": No. {number[1]}, " in choose(planned, gpus, size)
+
+
+def test_advice_for_the_planned_card_is_not_given_to_another_machine(planned: Any) -> None:
+    row = planned.locator("tr[data-number]", has=planned.locator(".advice")).first
+    number = row.get_attribute("data-number")
+    advice = row.locator(".advice").inner_text()
+
+    def card() -> str:
+        planned.locator(f"tr[data-number='{number}']").press("Enter")
+        text = str(planned.locator("dialog[open]").inner_text())
+        planned.keyboard.press("Escape")
+        return text
+
+    assert advice in card()
+    assert "does not fit on h100-80gb" in card()
+    choose(planned, "8", "256 GB")
+    assert not row.locator(".advice").is_visible()
+    assert advice not in card()
+
+
+def test_a_row_of_a_machine_on_which_nothing_fits_opens_what_is_nearest(planned: Any) -> None:
+    row = planned.locator(".answers tr.nothing-fits").first
+    row.press("Enter")
+
+    card = planned.locator("dialog[open]").inner_text()
+    (number,) = re.findall(r"nearest is No\. (\d+)", row.inner_text())
+    assert card.count(f"No. {number}: ") == 1
+    assert "does not fit 1 x 24 GB" in card
+
+
+def test_the_answers_edge_tells_whether_something_fits(planned: Any) -> None:
+    for gpus, size, verdict in (
+        ("1", "24 GB", "no"),
+        ("1", "48 GB", "tight"),
+        ("1", "80 GB", "fits"),
+    ):
+        answer = choose(planned, gpus, size)
+
+        assert planned.locator(".answer").get_attribute("data-verdict") == verdict
+        assert ("Nearest: No. " in answer) == (verdict == "no")
+
+
+def test_a_card_says_where_else_than_in_training_most_memory_is_needed(opened: Any) -> None:
+    opened.locator("tr[data-number]").nth(1).press("Enter")
+    card = opened.locator("dialog[open]").inner_text()
+    (needed,) = re.findall(r"([\d.]+) MiB on one device, most of all while (?!training)", card)
+    (trained,) = re.findall(r"Peak tensor memory \(MiB\)\s+([\d.]+)", card)
+
+    assert float(needed) > float(trained)
+    assert "which is not drawn." in card
 
 
 def test_a_machine_of_gpus_that_no_point_was_made_for_is_not_offered(planned: Any) -> None:

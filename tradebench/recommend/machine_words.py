@@ -25,7 +25,7 @@ from tradebench.recommend.machines import (
     merged,
     seconds,
 )
-from tradebench.recommend.record import in_percent
+from tradebench.recommend.record import in_percent, steps_record
 from tradebench.recommend.requirements import amount, spoken
 from tradebench.recommend.words import interval, percent
 from tradebench.report.answers import Answer, Answers
@@ -306,6 +306,7 @@ def _nothing(asked: Question, found: Found, every: Sequence[Found]) -> Answer:
     of = f" on {max(machine.sizes)} GB" if len(machine.sizes) > 1 else ""
     return replace(
         answer,
+        nearest=asked.group.numbers[near.trial],
         name=f"{NOTHING}; nearest is No. {asked.group.numbers[near.trial]}, {near.name}",
         uses=_uses(machine, near, asked),
         memory=_needed(need),
@@ -369,12 +370,12 @@ def _rule(asked: Question) -> str:
             f", and sharded ones that leave less than {in_percent(sharded_error())} of a card only "
             "where no other has that room"
         )
-    return f"{text}."
+    return f"{text}. {steps_record() if asked.device is not None else ''}".rstrip()
 
 
 def _columns(asked: Question, made: Sequence[Answer]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     goal = asked.goal.name
-    memory = "Memory of a GPU" if asked.of_gpus else title(asked.memory)
+    memory = "Memory of a GPU" if asked.of_gpus else f"{title(asked.memory)}, in any phase"
     columns: list[tuple[str, tuple[str, ...]]] = [
         ("Machine" if asked.of_gpus else "With", ("machine", "usable")),
         ("Run", ("run", "uses")),

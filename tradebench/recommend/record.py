@@ -21,12 +21,18 @@ def record(*, several: bool) -> Iterator[str]:
     )
     if several:
         yield f"Sharded, by programs that shard otherwise than this one: {_medians(sharded())}."
-    steps = errors(one for one in every if timed(one))
-    if steps.median is not None:
-        yield (
-            f"Step times: a median of {in_percent(steps.median)} ({count(steps.count, 'row')}, "
-            f"{steps.inside} of them within the interval that was predicted)."
-        )
+
+
+def steps_record() -> str:
+    """How sure times, and the costs that follow from them, are; empty where nothing is known."""
+    steps = errors(one for one in held() if timed(one))
+    if steps.median is None:
+        return ""
+    return (
+        f"Costs are less sure than memory: of {count(steps.count, 'step time')} that others have "
+        f"published, {steps.inside} lay within the interval that was predicted, and the median "
+        f"error was {in_percent(steps.median)}."
+    )
 
 
 def doubt(choice: Choice) -> str | None:

@@ -28,6 +28,7 @@ class Answer:
         gpus: How many GPUs the machine has; 0 where it is none of GPUs.
         verdict: Whether the point fits whatever the prediction is off by, may fit, or none does.
         number: The point's number in the tables of the report; None where nothing fits.
+        nearest: That of the point that is nearest where nothing fits.
         name: The point to run; what is nearest where nothing fits.
         usable: What a GPU of the machine reports.
         uses: How many of the machine's GPUs it takes, where that is not all.
@@ -48,6 +49,7 @@ class Answer:
     verdict: Verdict
     number: int | None
     name: str
+    nearest: int | None = None
     usable: str = ""
     uses: str = ""
     goal: str = ""

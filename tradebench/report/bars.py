@@ -191,7 +191,7 @@ def time_figure(group: Group, name: str, out: Folder) -> Picture | None:
     found = [point for point in group.ordered if "step_seconds" in point.estimates]
     if not found:
         return None
-    fitting = [point for point in found if point.fit is not None and point.fit.verdict == "fits"]
+    fitting = [point for point in found if point.verdict == "fits"]
     able = fitting or found
     best = min(able, key=lambda point: point.estimates["step_seconds"].value)
     rows, left_out = _rows(group, found, best)
@@ -234,7 +234,7 @@ def _total(point: Point) -> float:
 
 def _fastest(group: Group, able: Sequence[Point], best: Point, unit: Scale) -> str:
     """Say what steps fastest; of a plan, of what fits."""
-    fits = best.fit is not None and best.fit.verdict == "fits"
+    fits = best.verdict == "fits"
     words = "Shortest step that fits" if fits else "Shortest step"
     time = unit.text(best.estimates["step_seconds"].value)
     like = _like_it(group, best, able, "step_seconds")

@@ -72,7 +72,7 @@ def scatter(look: Encoding) -> Specification:
     points = alt.Chart(alt.NamedData("points"))
     kept = alt.condition("datum.kept", alt.value(1), alt.value(0.12))
     dots = (
-        points.mark_point(size=75)
+        points.mark_point()
         .encode(
             **place,
             stroke=alt.Stroke(**tint),
@@ -85,7 +85,8 @@ def scatter(look: Encoding) -> Specification:
             ),
             fillOpacity=alt.FillOpacity("filled:Q", legend=None, scale=None),
             opacity=kept,
-            strokeWidth=alt.condition("datum.number === focus", alt.value(6), alt.value(1.7)),
+            size=alt.condition("datum.number === focus", alt.value(420), alt.value(75)),
+            strokeWidth=alt.condition("datum.number === focus", alt.value(5), alt.value(1.7)),
             tooltip=[
                 alt.Tooltip(f"{field}:N", title=head)
                 for field, head in (

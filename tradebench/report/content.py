@@ -83,6 +83,7 @@ class Row:
     status_text: str
     mood: Mood
     reasons: tuple[str, ...]
+    advice: str
     label: Label
     mark: str
     standing: str
@@ -148,7 +149,8 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
         status=point.status,
         status_text=point.status_text,
         mood=_mood(point),
-        reasons=point.reasons or _advice(point),
+        reasons=point.reasons,
+        advice=advice(point),
         label=found.label,
         mark=MARKS[found.label],
         standing=standing(group, point),
@@ -159,7 +161,7 @@ def _row(group: Group, point: Point, shown: tuple[Column, ...]) -> Row:
 
 def _worst_phase(point: Point) -> str:
     fit = point.fit
-    if fit is None or fit.verdict == "fits" or fit.phase == "train":
+    if fit is None or point.verdict == "fits" or fit.phase == "train":
         return ""
     return DOING[fit.phase]
 
@@ -168,15 +170,14 @@ def _mood(point: Point) -> Mood:
     """Return whether the status is good news; that a point does not fit is none."""
     if point.status != "ok":
         return "quiet" if point.status == "skipped" else "bad"
-    if point.fit is None or point.fit.verdict == "fits":
+    if point.verdict in (None, "fits"):
         return "good"
-    return "unsure" if point.fit.verdict == "tight" else "bad"
+    return "unsure" if point.verdict == "tight" else "bad"
 
 
-def _advice(point: Point) -> tuple[str, ...]:
-    """Return the nearest change that fits, where this does not."""
-    advice = point.fit.advice if point.fit is not None else None
-    return (clean(advice),) if advice else ()
+def advice(point: Point) -> str:
+    """Return the nearest change that fits the device of a plan, where this does not."""
+    return clean(point.fit.advice or "") if point.fit is not None else ""
 
 
 def standing(group: Group, point: Point) -> str:
@@ -244,11 +245,11 @@ def unfit(group: Group) -> tuple[Ending, ...]:
     found: dict[tuple[str, str], list[str]] = {}
     for point in group.ordered:
         if point.fit is not None and point.fit.verdict != "fits":
-            advice = point.fit.advice or "no other point of the suite fits either"
-            found.setdefault((point.fit.verdict, clean(advice)), []).append(point.name)
+            told = advice(point) or "no other point of the suite fits either"
+            found.setdefault((point.fit.verdict, told), []).append(point.name)
     return tuple(
-        Ending(status=verdict, reason=advice, names=tuple(names))
-        for (verdict, advice), names in found.items()
+        Ending(status=verdict, reason=told, names=tuple(names))
+        for (verdict, told), names in found.items()
     )
 
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tradebench.devices import DEVICES, GIB
-from tradebench.published.held import sharded_error
 from tradebench.report import charts, ready
 from tradebench.report.choices import Choice, choices, crossed
-from tradebench.report.content import DOING, Column, standing
+from tradebench.report.content import DOING, Column, advice, standing
 from tradebench.report.fronts import Group
 from tradebench.report.scatter import encoding
 from tradebench.report.series import bits
 from tradebench.report.tables import TAKING, Point
 from tradebench.report.units import scale, show
-from tradebench.result import CATEGORIES
+from tradebench.result import CATEGORIES, PHASES
 
 MAX_NAME = 400
 MOMENTS = 80  # of a step's memory, which are drawn
@@ -106,20 +105,20 @@ def _point(
     return {
         "number": group.numbers[point.trial],
         "name": point.name[:MAX_NAME],
-        "status": point.status_text,
+        "status": status(point),
         "reasons": list(point.reasons),
-        "advice": (point.fit.advice if point.fit is not None else None) or "",
+        "advice": advice(point),
         "label": group.standing(point).label,
         "standing": standing(group, point),
         "at": [choice.places.get(point.trial) for choice in varied],
         "gpus": point.devices,
         "needs": needs(group, point),
-        "room": 0 if point.fit is None or point.devices == 1 else _short(sharded_error()),
+        "room": _short(point.room),
         "left": left(point),
-        "phase": "" if point.fit is None else DOING[point.fit.phase],
+        "phase": phase(group, point),
         "host": _short((point.value("peak_host_bytes") or 0) / GIB),
         "cost": _ends(group, point, "device_seconds_per_token", MILLION_IN_HOURS),
-        "step": step(point),
+        "step": step(group, point),
         "values": [_ends(group, point, column.name, column.scale.factor) for column in shown],
         "parts": [_short((point.value(f"peak_{name}_bytes") or 0) / GIB) for name in CATEGORIES],
     }
@@ -200,13 +199,29 @@ def moments(directory: Path, trial: str) -> dict[str, Any] | None:
     }
 
 
-def step(point: Point) -> str:
+def status(point: Point) -> str:
+    """Return how the point ended; of a plan, on which device."""
+    return point.status_text if point.fit is None else f"{point.status_text} on {point.fit.device}"
+
+
+def phase(group: Group, point: Point) -> str:
+    """Return what a planned point does where it needs most, or a measured one but for training."""
+    if point.fit is not None:
+        return DOING[point.fit.phase]
+    values = {each: point.value(f"{group.memory}.{each}") or 0.0 for each in PHASES}
+    most = max(values, key=lambda each: values[each])
+    trained = point.value(group.memory or "") or 0.0
+    return DOING[most] if values[most] > trained else ""
+
+
+def step(group: Group, point: Point) -> str:
     """Return the step time with its interval, as text."""
     found = point.estimates.get("step_seconds")
     if found is None:
         return ""
     text = show("step_seconds", found.value, found.unit)
-    if found.interval is None:
+    ends = group.interval(point, "step_seconds")
+    if not ends:
         return text
-    low, high = (show("step_seconds", each, found.unit) for each in found.interval)
+    low, high = (show("step_seconds", each, found.unit) for each in ends)
     return f"{text} ({'somewhere in' if found.predicted else '95 % interval'} {low} to {high})"

@@ -183,7 +183,7 @@ class Group:
         if not found or (device is None and not asked):
             return ""
         kept = [point for point in found if all(_meets(point, limit) for limit in asked)]
-        verdicts = Counter(point.fit.verdict for point in kept if point.fit is not None)
+        verdicts = Counter(point.verdict for point in kept)
         number = len(kept) if device is None else verdicts["fits"]
         share = "all" if number == len(found) else str(number or "none")
         if device is None:

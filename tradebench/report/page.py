@@ -131,7 +131,7 @@ class Section:
         repeats = {len(point.results) for point in self.group.points}
         ran = f" Each point ran {min(repeats)} times." if max(repeats) > 1 == len(repeats) else ""
         return (
-            f"● on the Pareto front of {self.objectives}: {sure}; · not "
+            f"● and tinted: on the Pareto front of {self.objectives}, {sure}; · not "
             f"comparable, because it did not end well or an objective is missing. "
             f"{MARGINS[self.group.kind]}{ran} {self._memories}".rstrip()
         )

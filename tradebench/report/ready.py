@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tradebench.report.tables import Point
-from tradebench.report.units import clean
+from tradebench.report.units import clean, count
 from tradebench.suite.written import one_point
 
 Fields = Mapping[str, Any]
@@ -17,7 +17,16 @@ def suite_file(point: Point) -> str:
     """Return a suite of this one point, which runs it again; empty where no suite can."""
     if point.asked is None:
         return ""
-    return one_point(point.asked, Path(), question=f"What does {clean(point.name)} cost?")
+    budget = point.asked.budget
+    return one_point(
+        point.asked,
+        Path(),
+        question=f"What does {clean(point.name)} cost?",
+        remarks=(
+            f"It measures {count(budget.steps, 'step')} of batch {budget.batch} and keeps no "
+            "weights: for a training of your own, give budget your data and steps.",
+        ),
+    )
 
 
 def library_code(point: Point) -> str:

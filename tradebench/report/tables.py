@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tradebench.errors import UserError
+from tradebench.published.held import sharded_error
 from tradebench.report.units import clean, listed, title
-from tradebench.result import PHASES, Fit, Kind, Measurement, Result, Status
+from tradebench.result import PHASES, Fit, Kind, Measurement, Result, Status, Verdict
 from tradebench.trial import Trial, sequences
 
 if TYPE_CHECKING:
@@ -132,10 +133,24 @@ class Point:
         return self.results[0].fit
 
     @property
+    def room(self) -> float:
+        """The share of a device that a prediction must leave: what such were off by elsewhere."""
+        return sharded_error() if self.fit is not None and self.devices > 1 else 0.0
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether a predicted point fits; tight as well where it leaves too little room."""
+        if self.fit is None:
+            return None
+        bound = (1 - self.room) * self.fit.capacity[0]
+        narrow = self.fit.verdict == "fits" and self.room > 0 and self.fit.needed[1] > bound
+        return "tight" if narrow else self.fit.verdict
+
+    @property
     def status_text(self) -> str:
         """`ok`, `fits` of a plan, or `out of memory 1 of 3, ok 2 of 3` where repeats disagree."""
-        if self.fit is not None:
-            return self.fit.verdict
+        if self.verdict is not None:
+            return self.verdict
         if len(self.outcomes) == 1:
             return STATUS_WORDS[self.status]
         total = len(self.results)

@@ -3,11 +3,13 @@
 import {peakDrawing, stepDrawing} from "./drawings.js";
 import {element} from "./elements.js";
 import {embed} from "./embedding.js";
+import {isLimited} from "./fitting.js";
 import {sized} from "./numbers.js";
 import {judged} from "./rows.js";
 import {called, described, valued} from "./telling.js";
 
 const SUITE = "Suite file: save it as point.yaml, then run tradebench run point.yaml";
+const TRAINING = "training";
 const CODE = "Settings of transformers and peft";
 
 // `said` is a verdict on another machine than that of the question.
@@ -15,7 +17,8 @@ export function openCard(dialog, point, group, question, said) {
   const summary = [
     said ?? judged(point, group, question)?.textContent ?? point.status,
     ...point.reasons,
-    point.advice,
+    // It is about the device of the plan.
+    ...(said || isLimited(question.machine) ? [] : [point.advice]),
     described(point, group, question),
   ];
   const facts = group.columns.flatMap((column, at) =>
@@ -37,19 +40,25 @@ export function openCard(dialog, point, group, question, said) {
 
 function drawMemory(node, point, group) {
   const peak = peakDrawing(point, group);
-  const {title} = peak;
-  const held = peak.datasets.parts.map(({category, text}) => `${category} ${text}`);
-  if (!held.length) return;
+  const title = point.moments ? "Memory by category over one step, predicted" : peak.title;
+  const {parts} = peak.datasets;
+  if (!parts.length) return;
+  const all = parts.reduce((sum, {size}) => sum + size, 0);
+  // What is no thousandth of the whole is no part of the answer.
+  const held = parts.filter(({size}) => size >= all / 1000)
+    .map(({category, text}) => `${category} ${text}`);
   const plot = element("div", {class: "plot small", role: "img", "aria-label": title});
   const note = point.moments
     ? "One step from start to end, predicted; the highest moment is "
       + `${sized(point.moments.most, group.unit)}.`
     : "Tensor memory at the peak of training.";
+  const elsewhere = point.phase && point.phase !== TRAINING
+    ? ` It needs most while ${point.phase}, which is not drawn.` : "";
   node.append(
     element("h4", {}, title),
     plot,
     element("p", {}, `At the peak: ${held.join(", ")}.`),
-    element("p", {class: "note"}, note),
+    element("p", {class: "note"}, note + elsewhere),
   );
   if (point.moments) embed(plot, group.charts.memory, stepDrawing(point, group));
   else embed(plot, group.charts.peak, peak);

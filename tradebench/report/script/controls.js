@@ -12,6 +12,7 @@ export class Controls {
   #group;
   #fields;
   #machines; // the label that holds the number of GPUs
+  #each; // what leads from it to the size
   #size; // what the slider is at
   #cards; // buttons, each a size that cards have
 
@@ -20,6 +21,7 @@ export class Controls {
     this.#group = group;
     this.#fields = Object.fromEntries(NAMES.map((name) => [name, find(`.${name}`)]));
     this.#machines = find(".machines");
+    this.#each = find(".each");
     this.#size = find(".size");
     this.#cards = [...root.querySelectorAll("[data-gib]")];
     this.#prepare();
@@ -39,6 +41,7 @@ export class Controls {
     const counts = [...new Set(points.map((point) => point.gpus))].sort((a, b) => a - b);
     gpus.append(...counts.map((count) => new Option(count)));
     this.#machines.hidden = isSmall && points.every((point) => point.gpus === 1);
+    this.#each.hidden = this.#machines.hidden;
     for (const card of this.#cards) {
       // A model of a few MiB fits every card: that is all that these would tell.
       card.hidden = isSmall || Number(card.dataset.gib) > largest;

@@ -7,7 +7,7 @@ import {element, numbersOf, offer} from "./elements.js";
 import {LiveDrawing} from "./embedding.js";
 import {enclosed, grouped, isKept} from "./fitting.js";
 import {AnswerRow, OWN_COST, PointRow, isOwnJob, makeOpening} from "./rows.js";
-import {answer} from "./telling.js";
+import {answer, standing} from "./telling.js";
 
 // What `explorer.py` packed: JSON in gzip in base 64.
 async function unpacked(text) {
@@ -167,6 +167,7 @@ class Explorer {
     this.#controls.show(question.machine);
     const told = answer(this.#group, question).map((text) => element("p", {}, text));
     this.#find(".answer").replaceChildren(...told);
+    this.#find(".answer").dataset.verdict = standing(this.#group, question);
     if (this.#costHead) {
       const {node, written} = this.#costHead;
       node.textContent = isOwnJob(question) ? OWN_COST : written;

@@ -12,6 +12,7 @@ import {unitOf} from "./numbers.js";
 export const UNLIMITED = {name: "any memory", gpus: Infinity, gib: Infinity, most: Infinity};
 const ROUNDING = 1.0001; // a card holds what needs all of it, though both were rounded
 const HAIR = 0.05;
+const POINTS = 0.5; // per cent of the answers, that no one waits longer for
 
 export function grouped(data) {
   const at = (name) => data.columns.findIndex((column) => column.name.startsWith(name));
@@ -23,6 +24,7 @@ export function grouped(data) {
     ...data,
     byNumber: new Map(data.points.map((point) => [point.number, point])),
     accuracy: at("accuracy."),
+    step: at("step_seconds"),
     asked: asked.find((column) => column >= 0) ?? 0,
     least: Math.min(...needed, Infinity),
     most,
@@ -82,6 +84,21 @@ function leavesMore(point, other) {
   return at >= 0 && point.left[at] > other.left[at];
 }
 
+// Of accuracies that are the same as the best, as far as their intervals tell, the quickest first.
+function quickestFirst(sorted, {accuracy, step}) {
+  const best = sorted[0].values[accuracy];
+  if (!best || step < 0) return sorted;
+  const [most, low = most] = best;
+  const alike = sorted.filter(({values}) => {
+    const [value, , high = value] = values[accuracy] ?? [-Infinity];
+    return most - value <= POINTS && high >= low && values[step];
+  });
+  if (alike.length < 2) return sorted;
+  const first = alike.reduce((one, other) =>
+    (other.values[step][0] < one.values[step][0] ? other : one));
+  return [first, ...sorted.filter((point) => point !== first)];
+}
+
 // The points in the order in which to run them. Of predictions that take the same time the one that
 // leaves more of the model comes first: a hair is no reason for fewer bits or a smaller rank. Those
 // that take weights away are only for where nothing else fits.
@@ -89,7 +106,8 @@ export function ranked(points, group) {
   const whole = points.filter(({left}) => left[0]);
   const able = isSettledByTime(group) && whole.length ? whole : points;
   const sorted = able.toSorted((one, other) => rank(one, group) - rank(other, group));
-  if (!sorted.length || !isSettledByTime(group)) return sorted;
+  if (!sorted.length) return sorted;
+  if (!isSettledByTime(group)) return quickestFirst(sorted, group);
   const longest = rank(sorted[0], group) * (1 + HAIR);
   const near = sorted.filter((point) => rank(point, group) <= longest);
   const best = near.reduce((one, other) => (leavesMore(other, one) ? other : one));

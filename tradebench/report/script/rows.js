@@ -14,18 +14,22 @@ const VERDICTS = {
 export class PointRow {
   #node;
   #status;
+  #advice; // how to fit the device of the plan
   #written;
 
   constructor(node) {
     this.#node = node;
     this.#status = node.querySelector(".status");
+    this.#advice = node.querySelector(".advice");
     const {className, textContent} = this.#status;
     this.#written = {className, textContent};
   }
 
   show(point, group, question) {
     this.#node.hidden = !isKept(point, question);
-    Object.assign(this.#status, judged(point, group, question) ?? this.#written);
+    const verdict = judged(point, group, question);
+    Object.assign(this.#status, verdict ?? this.#written);
+    if (this.#advice) this.#advice.hidden = verdict !== null;
   }
 }
 

@@ -51,13 +51,28 @@ export function answer(group, question) {
   const able = fitting.length ? ranked(fitting, group) : likeliest(tight, group, machine);
   const [best, ...rest] = able.slice(0, 3);
   const head = counted(fitting.length, tight.length, group, machine);
-  if (!best) return [head];
+  if (!best) return [head, ...nearest(group, machine)];
   return [
     head,
     `${fitting.length ? goal(group) : "Tight, but of these the first to try"}: ${mentioned(best)}.`,
     `It takes ${reasons(best, group, question)}.`,
     ...(rest.length ? [`Next: ${rest.map(mentioned).join("; then ")}.`] : []),
   ];
+}
+
+// Where nothing fits, what is nearest on so many GPUs.
+function nearest({points, unit}, {gpus, gib, most}) {
+  const able = points.filter((point) => point.needs && point.gpus <= gpus);
+  if (!able.length) return ["No point of this run takes so few GPUs."];
+  const near = able.reduce((one, other) => (other.needs[1] < one.needs[1] ? other : one));
+  const lacks = near.needs[0] - Math.max(gib, most);
+  return [`Nearest: ${mentioned(near)}, with at least ${sized(lacks, unit)} short.`];
+}
+
+// Whether something fits the machine, or may, or nothing does.
+export function standing(group, {machine}) {
+  const found = new Set(group.points.map((point) => verdict(point, machine)));
+  return ["fits", "tight"].find((each) => found.has(each)) ?? "no";
 }
 
 // How many points fit, and how many may.
@@ -69,7 +84,7 @@ function counted(fitting, tight, {kind}, machine) {
 }
 
 function goal(group) {
-  if (group.accuracy >= 0) return "The most accurate";
+  if (group.accuracy >= 0) return "The most accurate, or not to be told from it and quicker";
   const near = ", or within 5 % of that and with more bits or a larger rank";
   return `The fastest to train on it${isSettledByTime(group) ? near : ""}`;
 }
