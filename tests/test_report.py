@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from tradebench import report
@@ -520,6 +521,20 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     assert {"pareto.pdf", "pareto.svg", "pareto.png", "trials.parquet", "table.tex"} <= set(names)
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def test_bits_that_no_file_has_of_a_place_change_no_byte(tmp_path: Path) -> None:
+    """The layout's solver leaves others in the last places from run to run."""
+    found = []
+    for jitter in (0.0, 1e-13):
+        with style.drawing("one"):
+            figure = Figure(figsize=(3, 2))
+            figure.add_axes((0.1 + jitter, 0.1, 0.8, 0.8)).plot([1, 2], [1, 2])
+            picture = style.save(figure, "one", style.Folder(tmp_path), "one", "", "")
+        found.append(picture.paths[0].read_text(encoding="utf-8"))
+
+    assert "clip-path" in found[0]
+    assert found[0] == found[1]
 
 
 def test_parquet_holds_what_the_csv_holds(run: Run, tmp_path: Path) -> None:
