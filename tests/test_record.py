@@ -224,3 +224,21 @@ def test_a_record_of_nothing_is_empty() -> None:
         values.dtype == np.int64 and len(values) == 0
         for values in (record.events, record.layers, record.sizes, record.categories, record.paths)
     )
+
+
+def test_what_is_let_go_of_when_all_is_over_goes_by_layers(
+    tiny_trial: Callable[..., Trial], recorded: Callable[[Trial], Record]
+) -> None:
+    """LLM.int8() lets go of recomputed layers last, and no depth could be told from that order."""
+    settings = {
+        "precision": {"method": "bf16"},
+        "quantization": {"method": "int8"},
+        "adapters": {"method": "lora", "rank": 4},
+        "checkpointing": {"method": "full", "ratio": 0.5},
+    }
+    record = recorded(tiny_trial(settings))
+    over = record.marks[-1].position
+
+    assert len(record.events) > over
+    assert (record.events[over:] < 0).all()
+    assert (np.diff(record.layers[over:]) >= 0).all()

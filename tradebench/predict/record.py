@@ -51,12 +51,22 @@ class Record:
 
     @classmethod
     def of(cls, recorder: Recorder) -> Record:
-        """What a recorder has written down so far."""
+        """What a recorder has written down so far.
+
+        What is let go of when the last phase is over decides nothing, and is put in the order of
+        layers: what LLM.int8() keeps of them goes last, and latest of those that are recomputed.
+        """
+        events = np.array(recorder.events, dtype=np.int64)
+        layers = np.array(recorder.layers, dtype=np.int64)
+        over = recorder.marks[-1].position if recorder.marks else len(events)
+        if (events[over:] < 0).all():
+            order = over + np.argsort(layers[over:], kind="stable")
+            events[over:], layers[over:] = events[order], layers[order]
         modules = {path: index for index, path in enumerate(dict.fromkeys(recorder.paths))}
         kinds = {category: index for index, category in enumerate(CATEGORIES)}
         return cls(
-            events=np.array(recorder.events, dtype=np.int64),
-            layers=np.array(recorder.layers, dtype=np.int64),
+            events=events,
+            layers=layers,
             sizes=np.array(recorder.sizes, dtype=np.int64),
             categories=np.array(
                 [kinds[storage.category] for storage in recorder.storages], dtype=np.int64
