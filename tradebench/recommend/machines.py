@@ -8,7 +8,6 @@ from functools import cached_property
 
 from tradebench.devices import DEVICES, GIB, Device
 from tradebench.errors import NothingToCompareError
-from tradebench.published.held import sharded_error
 from tradebench.recommend.answer import ACCURACY
 from tradebench.recommend.candidates import Candidate, Figure, Job, candidates, known
 from tradebench.recommend.choice import CAPACITY, Choice, Goal, Judged, choose
@@ -125,11 +124,11 @@ class Question:
 
     def doubted(self, each: Candidate) -> bool:
         """Whether predictions of its kind were further off elsewhere than its interval says."""
-        return self.device is not None and each.ranks > 1
+        return each.planned is not None and each.planned.room > 0
 
     def trusted(self, each: Candidate, machine: Machine) -> bool:
         """Whether it fits on every card, and leaves what predictions of its kind were off by."""
-        room = sharded_error() if self.doubted(each) else 0.0
+        room = 0.0 if each.planned is None else each.planned.room
         return self.need(each).high <= (1 - room) * machine.least
 
 
